@@ -1,0 +1,1 @@
+"""Load generators, latency sweeps and records, through public faces only."""

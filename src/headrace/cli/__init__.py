@@ -1,0 +1,1 @@
+"""One thin file a command; the only place that knows every setting."""

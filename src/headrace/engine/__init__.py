@@ -1,0 +1,1 @@
+"""The loop that joins scheduler and model; the public ``LLM``; the engine process. No HTTP."""

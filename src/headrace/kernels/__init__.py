@@ -1,0 +1,1 @@
+"""One folder an operation, each with a plain torch reference beside its fast versions."""

@@ -1,0 +1,1 @@
+"""HTTP in, tokens out: TGI and OpenAI routes. No torch, no engine."""
