@@ -60,17 +60,18 @@ class TransportChannel:
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Begin to deliver messages in ``loop``."""
         self._loop = loop
-        loop.add_reader(self._socket.fileno(), self._drain)
-        loop.call_soon(self._drain)
+        loop.add_reader(self._socket.fileno(), self.drain)
+        loop.call_soon(self.drain)
 
     def send(self, message: ToEngine) -> None:
         """Queue one message; never blocks."""
         self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
         # ZeroMQ's descriptor is edge-triggered and a send may swallow the edge of a receive.
         if self._loop is not None:
-            self._loop.call_soon(self._drain)
+            self._loop.call_soon(self.drain)
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Deliver every message that has arrived."""
         while not self._socket.closed:
             try:
                 frame = self._socket.recv(zmq.NOBLOCK)

@@ -1,8 +1,8 @@
 """The messages of the link, msgpack-encoded tagged structs.
 
 Transport to engine: ``Submit``, ``Abort``, ``Drain``. Engine to transport: ``EngineReady``,
-``StepOutput``, ``RequestFailed``, ``EngineStats``. Request ids are integers that the sender of
-``Submit`` chooses and never reuses within the life of one engine process.
+``EngineFailed``, ``StepOutput``, ``RequestFailed``, ``EngineStats``. Request ids are integers
+that the sender of ``Submit`` chooses and never reuses within the life of one engine process.
 """
 
 from __future__ import annotations
@@ -113,6 +113,13 @@ class EngineReady(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
     warmup_seconds: float
 
 
+class EngineFailed(msgspec.Struct, tag="engine_failed", frozen=True):
+    """The engine process is about to end; ``permanent`` when a restart cannot help."""
+
+    message: str
+    permanent: bool
+
+
 class EngineStats(msgspec.Struct, tag="stats", frozen=True, kw_only=True):
     """A snapshot sent a few times a second and while idle: it is the engine's heartbeat.
 
@@ -136,4 +143,4 @@ class EngineStats(msgspec.Struct, tag="stats", frozen=True, kw_only=True):
 
 
 ToEngine = Submit | Abort | Drain
-FromEngine = EngineReady | StepOutput | RequestFailed | EngineStats
+FromEngine = EngineReady | EngineFailed | StepOutput | RequestFailed | EngineStats
