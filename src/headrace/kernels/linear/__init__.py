@@ -1,0 +1,1 @@
+"""Matrix multiplication by weights fixed at load, with an optional bias."""

@@ -1,0 +1,1 @@
+"""Rotary position embedding, fused with the write of keys and values to the paged cache."""
