@@ -51,7 +51,7 @@ def rotate_and_cache(
     """
     tokens = qkv.shape[0]
     heads = qkv.view(tokens, num_heads + 2 * num_kv_heads, -1)
-    query, key, value = heads.split([num_heads, num_kv_heads, num_kv_heads], dim=1)
+    query, key, value = torch.split(heads, [num_heads, num_kv_heads, num_kv_heads], dim=1)
     if query_norm is not None and key_norm is not None:
         normed_query, normed_key = normalise(query, query_norm, eps), normalise(key, key_norm, eps)
     else:
