@@ -1,0 +1,69 @@
+# headrace: `make serve` serves the built-in model, `make test` runs every check. `make help` lists all.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Pins of requirements.txt kind for a build that anyone can repeat; the package itself asks for ranges.
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet -c constraints.txt
+# What, when changed, makes an installed tree stale. Python sources do not: the install is editable.
+INSTALL_INPUTS := pyproject.toml constraints.txt $(wildcard CMakeLists.txt) \
+	$(shell find src -name '*.cpp' -o -name '*.h' -o -name '*.hpp' | sort)
+
+MODEL ?=
+ARGS ?=
+PYTEST_ARGS ?=
+
+.PHONY: help serve chat doctor test lint types pytest format clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: $(VENV)/installed ## Serve a model on port 3000 (MODEL=…, ARGS="--port 3001 …"); default: the built-in one
+	@$(BIN)/headrace serve $(MODEL) $(ARGS)
+
+chat: $(VENV)/installed ## Chat with a model in the terminal (MODEL=…, ARGS=…)
+	@$(BIN)/headrace chat $(MODEL) $(ARGS)
+
+doctor: $(VENV)/installed ## Say what this machine is and which backends work on it
+	@$(BIN)/headrace doctor
+
+test: lint types pytest ## Install, then lint, types, import contract and every test
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/installed-dev
+	$(BIN)/mypy
+
+# -v takes back the -q of pyproject: the run closes on pytest's full summary line.
+pytest: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -v --no-header $(PYTEST_ARGS)
+
+format: $(VENV)/installed-dev ## Format the sources and apply safe lint fixes
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the virtual environment and every build product
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "headrace needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@echo "creating $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(INSTALL_INPUTS) | $(BIN)/python
+	@echo "installing headrace into $(VENV) (a minute or two the first time)"
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+$(VENV)/installed-dev: $(INSTALL_INPUTS) | $(BIN)/python
+	@echo "installing headrace and its development tools into $(VENV) (a few minutes the first time)"
+	$(PIP_INSTALL) -e '.[dev]'
+	@touch $@ $(VENV)/installed
