@@ -6,7 +6,15 @@ import msgspec
 
 
 class RopeScaling(msgspec.Struct, frozen=True, kw_only=True):
-    """Rotary scaling; ``kind`` is ``linear``, ``dynamic``, ``yarn`` or ``llama3``."""
+    """Rotary scaling; ``kind`` is ``linear``, ``dynamic``, ``yarn``, ``llama3`` or ``factors``.
+
+    Attributes:
+        original_max_position: Context length of the training before scaling; always filled in.
+        attention_factor: Multiplies cosines and sines (yarn); ``None``: ``0.1 ln(factor) + 1``.
+        truncate: Yarn's correction range is rounded to whole dimensions.
+        frequency_factors: Of kind ``factors``: each inverse frequency is divided by its factor
+            (head_dim / 2 of them; how GGUF files hold Llama 3's scaling).
+    """
 
     kind: str
     factor: float = 1.0
@@ -16,6 +24,8 @@ class RopeScaling(msgspec.Struct, frozen=True, kw_only=True):
     attention_factor: float | None = None
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    truncate: bool = True
+    frequency_factors: tuple[float, ...] = ()
 
 
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,8 +39,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
         attention_bias: Biases on the query, key and value projections (Qwen2).
         output_bias: Bias on the attention output projection (Llama with ``attention_bias``).
         mlp_bias: Biases on the feed-forward projections.
-        rope_interleaved: Pairs of neighbours are rotated (as GGUF stores Llama's Q and K rows)
-            rather than halves; the loader undoes it, so layers never see ``True``.
+        dtype: Of the checkpoint: ``bfloat16``, ``float16`` or ``float32``.
     """
 
     family: str
