@@ -99,7 +99,9 @@ class GGUFFile:
         except struct.error:
             raise ConfigurationError(f"{path}: the GGUF header is truncated") from None
         except UnicodeDecodeError:
-            raise ConfigurationError(f"{path}: the GGUF header holds text that is not UTF-8") from None
+            raise ConfigurationError(
+                f"{path}: the GGUF header holds text that is not UTF-8"
+            ) from None
         except _Malformed as error:
             raise ConfigurationError(f"{path}: malformed GGUF: {error}") from None
 
@@ -115,7 +117,9 @@ class GGUFFile:
         """A scalar or string; arrays through ``array``."""
         value = self._values.get(key, default)
         if isinstance(value, _ArrayPlace):
-            raise ConfigurationError(f"{self.path}: `{key}` is an array where one value is expected")
+            raise ConfigurationError(
+                f"{self.path}: `{key}` is an array where one value is expected"
+            )
         return value
 
     def array(self, key: str) -> list[Any]:
@@ -128,7 +132,9 @@ class GGUFFile:
         if place is None:
             return []
         if not isinstance(place, _ArrayPlace):
-            raise ConfigurationError(f"{self.path}: `{key}` is one value where an array is expected")
+            raise ConfigurationError(
+                f"{self.path}: `{key}` is one value where an array is expected"
+            )
         if place.element == _STRING:
             try:
                 return self._strings(place)
