@@ -1,0 +1,66 @@
+"""The command ``headrace``: finds the subcommand and turns errors into one line."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+import headrace
+from headrace.link.errors import HeadraceError
+
+EXIT_USAGE = 2
+
+_COMMANDS = {
+    "serve": "Serve a model over HTTP, with TGI's and OpenAI's routes.",
+    "chat": "Chat with a model in the terminal.",
+    "doctor": "Say what this machine is and which backends work on it.",
+}
+
+
+class _LazyGroup(click.Group):
+    """Imports a subcommand's file only when it runs: ``headrace --help`` stays fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = import_module(f"headrace.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(headrace.__version__, prog_name="headrace")
+def cli() -> None:
+    """Serve open large language models on the machine in front of you."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 wrong usage or settings."""
+    try:
+        status = cli.main(arguments, prog_name="headrace", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as request:
+        request.show()
+        sys.exit(EXIT_USAGE)
+    except click.ClickException as error:
+        _complain(error.format_message())
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except HeadraceError as error:
+        _complain(str(error))
+        sys.exit(EXIT_USAGE)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _complain(message: str) -> None:
+    line = " ".join(message.split())
+    click.echo(f"headrace: {line}", err=True)

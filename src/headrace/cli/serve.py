@@ -1,0 +1,27 @@
+"""``headrace serve``: the HTTP server in this process, the engine in another."""
+
+from __future__ import annotations
+
+import click
+
+from headrace.cli.settings.assemble import Assembled
+from headrace.cli.settings.declared import SECTIONS
+from headrace.cli.settings.options import SettingsCommand
+
+_EPILOG = (
+    "Every flag can also be an environment variable: TGI's flags under their names in capitals "
+    "(--max-batch-size is MAX_BATCH_SIZE), headrace's own with HEADRACE_ in front "
+    "(--device is HEADRACE_DEVICE); or a key in the --config file (max_batch_size = 8). "
+    "A flag wins over the environment, the environment over the file."
+)
+
+
+@click.command("serve", cls=SettingsCommand, sections=SECTIONS, epilog=_EPILOG)
+def command(settings: Assembled) -> int:
+    """Serve MODEL over HTTP, with the routes of TGI and of OpenAI.
+
+    MODEL is a directory in Hugging Face's format (safetensors), a GGUF file or a hub id; without
+    one the small built-in model is served.
+    """
+    print(settings)
+    return 0
