@@ -1,0 +1,197 @@
+"""Launch choice of paged attention: which of the two kernels, in what tiles, by shape alone.
+
+Nothing here reads device memory: lengths come from the host's copy of the step's maxima, and
+programs that find nothing to do return at once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from headrace.kernels.attention.triton_decode import decode_attention_kernel
+from headrace.kernels.attention.triton_prefill import prefill_attention_kernel
+from headrace.kernels.triton_launch import GpuTraits
+
+HEAD_SIZES = (64, 96, 128, 256)
+_LOG2_E = math.log2(math.e)
+_MOST_SHARES = 32
+_SMALLEST_SHARE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTiling:
+    """Launch parameters of the decode kernel: keys a tile, shares of a context, pipeline depth."""
+
+    tile: int
+    shares: int
+    stages: int
+    warps: int
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillTiling:
+    """Launch parameters of the prefill kernel: query rows and keys a tile, pipeline depth."""
+
+    rows: int
+    tile: int
+    stages: int
+    warps: int
+
+
+def choose_decode_tiling(
+    sequences: int, num_kv_heads: int, head_dim: int, max_context: int, traits: GpuTraits
+) -> DecodeTiling:
+    """Enough shares to fill the device several times over, none shorter than 128 keys."""
+    programs = sequences * num_kv_heads
+    wanted = triton.cdiv(8 * traits.multiprocessors, programs)
+    useful = triton.cdiv(max_context, _SMALLEST_SHARE)
+    shares = triton.next_power_of_2(max(1, min(wanted, useful, _MOST_SHARES)))
+    tile_bytes = 2 * 64 * triton.next_power_of_2(head_dim) * 2
+    stages = 3 if 3 * tile_bytes <= traits.shared_memory // 2 else 2
+    return DecodeTiling(tile=64, shares=shares, stages=stages, warps=4)
+
+
+def choose_prefill_tiling(head_dim: int, dtype: torch.dtype, traits: GpuTraits) -> PrefillTiling:
+    """Tiles whose pipeline fits shared memory; 128 query rows where wgmma feeds on it."""
+    padded = triton.next_power_of_2(head_dim)
+    if dtype == torch.float32:
+        return PrefillTiling(rows=32, tile=32, stages=1, warps=4)
+    if traits.wide_matrix_unit:
+        if padded <= 128:
+            return PrefillTiling(rows=128, tile=128, stages=2, warps=8)
+        return PrefillTiling(rows=128, tile=64, stages=2, warps=8)
+    if padded <= 128:
+        return PrefillTiling(rows=128, tile=64, stages=1, warps=4)
+    return PrefillTiling(rows=64, tile=32, stages=1, warps=4)
+
+
+class AttentionWorkspace:
+    """Float32 partial results and tickets of split contexts, shared by all layers of a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Start empty; ``reserve`` before capture so that no address changes afterwards."""
+        self.partial_sums = torch.empty(0, dtype=torch.float32, device=device)
+        self.partial_stats = torch.empty(0, dtype=torch.float32, device=device)
+        self.tickets = torch.zeros(0, dtype=torch.int32, device=device)
+
+    def reserve(self, groups: int, shares: int, group_padded: int, head_dim_padded: int) -> None:
+        """Make room for so many (sequence, KV head) groups; grows only."""
+        device = self.tickets.device
+        sums = groups * shares * group_padded * head_dim_padded
+        if self.partial_sums.numel() < sums:
+            self.partial_sums = torch.empty(sums, dtype=torch.float32, device=device)
+        stats = groups * shares * 2 * group_padded
+        if self.partial_stats.numel() < stats:
+            self.partial_stats = torch.empty(stats, dtype=torch.float32, device=device)
+        if self.tickets.numel() < groups:
+            self.tickets = torch.zeros(groups, dtype=torch.int32, device=device)
+
+
+def paged_attention(
+    qkv: torch.Tensor,
+    num_heads: int,
+    num_kv_heads: int,
+    scale: float,
+    sliding_window: int | None,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    query_start: torch.Tensor,
+    context_lengths: torch.Tensor,
+    rows: torch.Tensor,
+    block_tables: torch.Tensor,
+    out: torch.Tensor,
+    max_query_length: int,
+    max_context_length: int,
+    workspace: AttentionWorkspace,
+    traits: GpuTraits,
+) -> None:
+    """``out[T, heads * head_dim]`` = attention of new tokens to their pages; see the reference.
+
+    Args:
+        key_cache: [num_blocks, block_size, num_kv_heads, head_dim], any strides whose last is 1.
+        value_cache: The same shape and strides.
+        max_query_length: Bound on a sequence's new tokens; 1 launches the decode kernel alone.
+        max_context_length: Bound on ``context_lengths``.
+    """
+    sequences = context_lengths.shape[0]
+    if sequences == 0:
+        return
+    head_dim = key_cache.shape[3]
+    group = num_heads // num_kv_heads
+    head_dim_padded = triton.next_power_of_2(head_dim)
+    precision = "ieee" if qkv.dtype == torch.float32 else "tf32"
+    mixed = max_query_length > 1 and sequences > 1
+    if max_query_length == 1 or mixed:
+        decode = choose_decode_tiling(sequences, num_kv_heads, head_dim, max_context_length, traits)
+        group_padded = max(16, triton.next_power_of_2(group))
+        workspace.reserve(sequences * num_kv_heads, decode.shares, group_padded, head_dim_padded)
+        decode_attention_kernel[(num_kv_heads, decode.shares, sequences)](
+            qkv,
+            key_cache,
+            value_cache,
+            query_start,
+            context_lengths,
+            rows,
+            block_tables,
+            out,
+            workspace.partial_sums,
+            workspace.partial_stats,
+            workspace.tickets,
+            scale * _LOG2_E,
+            qkv.stride(0),
+            out.stride(0),
+            key_cache.stride(0),
+            key_cache.stride(1),
+            key_cache.stride(2),
+            block_tables.stride(0),
+            num_kv_heads,
+            GROUP=group,
+            GROUP_PADDED=group_padded,
+            HEAD_DIM=head_dim,
+            HEAD_DIM_PADDED=head_dim_padded,
+            BLOCK_SIZE=key_cache.shape[1],
+            TILE=decode.tile,
+            SHARES=decode.shares,
+            SMALLEST_SHARE=_SMALLEST_SHARE,
+            WINDOW=sliding_window or 0,
+            STAGES=decode.stages,
+            PRECISION=precision,
+            num_warps=decode.warps,
+            **traits.launch_options(),
+        )
+    if max_query_length > 1:
+        prefill = choose_prefill_tiling(head_dim, qkv.dtype, traits)
+        tiles = triton.cdiv(max_query_length, prefill.rows // group)
+        prefill_attention_kernel[(tiles, num_kv_heads, sequences)](
+            qkv,
+            key_cache,
+            value_cache,
+            query_start,
+            context_lengths,
+            rows,
+            block_tables,
+            out,
+            scale * _LOG2_E,
+            qkv.stride(0),
+            out.stride(0),
+            key_cache.stride(0),
+            key_cache.stride(1),
+            key_cache.stride(2),
+            block_tables.stride(0),
+            GROUP=group,
+            HEAD_DIM=head_dim,
+            HEAD_DIM_PADDED=head_dim_padded,
+            BLOCK_SIZE=key_cache.shape[1],
+            ROWS=prefill.rows,
+            TILE=prefill.tile,
+            WINDOW=sliding_window or 0,
+            SKIP_SINGLE=mixed,
+            STAGES=prefill.stages,
+            PRECISION=precision,
+            num_warps=prefill.warps,
+            **traits.launch_options(),
+        )

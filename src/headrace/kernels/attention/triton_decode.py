@@ -1,0 +1,144 @@
+"""Attention of single-token queries: split along the context, grouped heads packed into a tile.
+
+Flash-decoding (Dao et al., 2023): each program computes a partial softmax over its share of the
+context; the program that ends last for a (sequence, KV head) combines the shares, so that no
+second launch is needed. The shares are cut from the context length on the device.
+"""
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from headrace.kernels.triton_launch import start_dependents, wait_for_inputs
+
+
+@triton.jit
+def decode_attention_kernel(
+    qkv,
+    key_cache,
+    value_cache,
+    query_start,
+    context_lengths,
+    rows,
+    block_tables,
+    out,
+    partial_sums,
+    partial_stats,
+    tickets,
+    scale_log2,
+    qkv_stride,
+    out_stride,
+    block_stride,
+    offset_stride,
+    head_stride,
+    table_stride,
+    num_kv_heads,
+    GROUP: tl.constexpr,
+    GROUP_PADDED: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_PADDED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    SHARES: tl.constexpr,
+    SMALLEST_SHARE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid (KV heads, ``SHARES``, sequences).
+
+    Programs of sequences with no context (padding) or several new tokens do nothing.
+
+    Args:
+        partial_sums: [sequences, kv_heads, SHARES, GROUP_PADDED, HEAD_DIM_PADDED] float32.
+        partial_stats: [sequences, kv_heads, SHARES, 2, GROUP_PADDED] float32: maxima, then sums.
+        tickets: [sequences, kv_heads] int32 zeros; left at zero.
+        scale_log2: Scale of the scores times log2(e).
+    """
+    start_dependents(PDL)
+    wait_for_inputs(PDL)
+    kv_head = tl.program_id(0)
+    share = tl.program_id(1)
+    sequence = tl.program_id(2)
+    context = tl.load(context_lengths + sequence)
+    token = tl.load(query_start + sequence)
+    new_tokens = tl.load(query_start + sequence + 1) - token
+    begin = 0
+    if WINDOW > 0:
+        begin = tl.maximum(context - WINDOW, 0)
+    length = tl.cdiv(tl.cdiv(context - begin, SHARES), TILE) * TILE
+    length = tl.maximum(length, SMALLEST_SHARE)
+    first = begin + share * length
+    if (new_tokens == 1) & (first < context):
+        last = tl.minimum(first + length, context)
+        member = tl.arange(0, GROUP_PADDED)
+        column = tl.arange(0, HEAD_DIM_PADDED)
+        inside = (member < GROUP)[:, None] & (column < HEAD_DIM)[None, :]
+        head_column = (kv_head * GROUP + member)[:, None] * HEAD_DIM + column[None, :]
+        query = tl.load(qkv + token.to(tl.int64) * qkv_stride + head_column, mask=inside, other=0.0)
+        table = block_tables + tl.load(rows + sequence).to(tl.int64) * table_stride
+        key_base = key_cache + kv_head * head_stride + column[None, :]
+        value_base = value_cache + kv_head * head_stride + column[None, :]
+        maximum = tl.full([GROUP_PADDED], float("-inf"), tl.float32)
+        total = tl.zeros([GROUP_PADDED], tl.float32)
+        result = tl.zeros([GROUP_PADDED, HEAD_DIM_PADDED], tl.float32)
+        for start in tl.range(first, last, TILE, num_stages=STAGES):
+            position = start + tl.arange(0, TILE)
+            visible = position < last
+            block = tl.load(table + position // BLOCK_SIZE, mask=visible, other=0).to(tl.int64)
+            place = (block * block_stride + (position % BLOCK_SIZE) * offset_stride)[:, None]
+            mask = visible[:, None] & (column < HEAD_DIM)[None, :]
+            key = tl.load(key_base + place, mask=mask, other=0.0)
+            value = tl.load(value_base + place, mask=mask, other=0.0)
+            scores = tl.dot(query, key.T, input_precision=PRECISION) * scale_log2
+            scores = tl.where(visible[None, :], scores, float("-inf"))
+            new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
+            correction = tl.exp2(maximum - new_maximum)
+            weights = tl.exp2(scores - new_maximum[:, None])
+            total = total * correction + tl.sum(weights, axis=1)
+            result = result * correction[:, None]
+            result = tl.dot(weights.to(value.dtype), value, result, input_precision=PRECISION)
+            maximum = new_maximum
+        target = out + token.to(tl.int64) * out_stride + head_column
+        shares = tl.cdiv(context - begin, length)
+        if shares == 1:
+            tl.store(target, result / total[:, None], mask=inside)
+        else:
+            group = sequence * num_kv_heads + kv_head
+            slot = (group * SHARES + share).to(tl.int64)
+            tile = member[:, None] * HEAD_DIM_PADDED + column[None, :]
+            tl.store(
+                partial_sums + slot * (GROUP_PADDED * HEAD_DIM_PADDED) + tile, result, mask=inside
+            )
+            stats = partial_stats + slot * (2 * GROUP_PADDED) + member
+            tl.store(stats, maximum)
+            tl.store(stats + GROUP_PADDED, total)
+            tl.debug_barrier()
+            ticket = tl.atomic_add(tickets + group, 1, sem="acq_rel")
+            if ticket == shares - 1:
+                tl.store(tickets + group, 0)
+                maximum = tl.full([GROUP_PADDED], float("-inf"), tl.float32)
+                total = tl.zeros([GROUP_PADDED], tl.float32)
+                result = tl.zeros([GROUP_PADDED, HEAD_DIM_PADDED], tl.float32)
+                for other in tl.range(0, shares):
+                    slot = (group * SHARES + other).to(tl.int64)
+                    stats = partial_stats + slot * (2 * GROUP_PADDED) + member
+                    share_maximum = tl.load(stats, cache_modifier=".cg")
+                    share_total = tl.load(stats + GROUP_PADDED, cache_modifier=".cg")
+                    share_result = tl.load(
+                        partial_sums + slot * (GROUP_PADDED * HEAD_DIM_PADDED) + tile,
+                        mask=inside,
+                        other=0.0,
+                        cache_modifier=".cg",
+                    )
+                    new_maximum = tl.maximum(maximum, share_maximum)
+                    correction = tl.exp2(maximum - new_maximum)
+                    share_correction = tl.exp2(share_maximum - new_maximum)
+                    total = total * correction + share_total * share_correction
+                    result = result * correction[:, None]
+                    result += share_result * share_correction[:, None]
+                    maximum = new_maximum
+                tl.store(target, result / total[:, None], mask=inside)

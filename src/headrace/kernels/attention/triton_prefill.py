@@ -1,0 +1,199 @@
+"""Attention of many new tokens of a sequence over its pages: FlashAttention-2's tiling.
+
+A tile's rows are (token, head of the group) pairs that share one KV head (arXiv:2305.13245), so
+that each key is read once for all of them; tiles of keys that no row may see are never visited
+(arXiv:2307.08691).
+"""
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from headrace.kernels.triton_launch import start_dependents, wait_for_inputs
+
+
+@triton.jit
+def _attend_tiles(
+    result,
+    total,
+    maximum,
+    query,
+    query_position,
+    key_base,
+    value_base,
+    table,
+    first,
+    last,
+    context,
+    scale_log2,
+    block_stride,
+    offset_stride,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_PADDED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    MASKED: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    column = tl.arange(0, HEAD_DIM_PADDED)
+    for start in tl.range(first, last, TILE, num_stages=STAGES):
+        position = start + tl.arange(0, TILE)
+        if MASKED:
+            block = tl.load(table + position // BLOCK_SIZE, mask=position < context, other=0)
+        else:
+            block = tl.load(table + position // BLOCK_SIZE)
+        place = block.to(tl.int64) * block_stride + (position % BLOCK_SIZE) * offset_stride
+        if MASKED or HEAD_DIM != HEAD_DIM_PADDED:
+            mask = (position < context)[:, None] & (column < HEAD_DIM)[None, :]
+            key = tl.load(key_base + place[:, None], mask=mask, other=0.0)
+            value = tl.load(value_base + place[:, None], mask=mask, other=0.0)
+        else:
+            key = tl.load(key_base + place[:, None])
+            value = tl.load(value_base + place[:, None])
+        scores = tl.dot(query, key.T, input_precision=PRECISION)
+        if MASKED:
+            visible = position[None, :] <= query_position[:, None]
+            if WINDOW > 0:
+                visible = visible & (position[None, :] > query_position[:, None] - WINDOW)
+            scores = tl.where(visible, scores * scale_log2, -1.0e30)
+            new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
+            weights = tl.exp2(scores - new_maximum[:, None])
+            if WINDOW > 0:
+                weights = tl.where(visible, weights, 0.0)
+        else:
+            new_maximum = tl.maximum(maximum, tl.max(scores, axis=1) * scale_log2)
+            weights = tl.exp2(scores * scale_log2 - new_maximum[:, None])
+        correction = tl.exp2(maximum - new_maximum)
+        total = total * correction + tl.sum(weights, axis=1)
+        result = result * correction[:, None]
+        result = tl.dot(weights.to(value.dtype), value, result, input_precision=PRECISION)
+        maximum = new_maximum
+    return result, total, maximum
+
+
+@triton.jit
+def prefill_attention_kernel(
+    qkv,
+    key_cache,
+    value_cache,
+    query_start,
+    context_lengths,
+    rows,
+    block_tables,
+    out,
+    scale_log2,
+    qkv_stride,
+    out_stride,
+    block_stride,
+    offset_stride,
+    head_stride,
+    table_stride,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_DIM_PADDED: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SKIP_SINGLE: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid (tiles of ``ROWS // GROUP`` tokens of the longest query, KV heads, sequences).
+
+    Tiles past a sequence's own tokens do nothing, nor, with ``SKIP_SINGLE``, do sequences with
+    one new token (the decode kernel's part). The longest tiles come first.
+    """
+    start_dependents(PDL)
+    wait_for_inputs(PDL)
+    TOKENS: tl.constexpr = ROWS // GROUP
+    kv_head = tl.program_id(1)
+    sequence = tl.program_id(2)
+    first_token = tl.load(query_start + sequence)
+    new_tokens = tl.load(query_start + sequence + 1) - first_token
+    tile = tl.cdiv(new_tokens, TOKENS) - 1 - tl.program_id(0)
+    wanted = tile >= 0
+    if SKIP_SINGLE:
+        wanted = wanted & (new_tokens > 1)
+    if wanted:
+        context = tl.load(context_lengths + sequence)
+        cached = context - new_tokens
+        row = tl.arange(0, ROWS)
+        column = tl.arange(0, HEAD_DIM_PADDED)
+        token = tile * TOKENS + row // GROUP
+        head = kv_head * GROUP + row % GROUP
+        inside = ((row < TOKENS * GROUP) & (token < new_tokens))[:, None]
+        inside = inside & (column < HEAD_DIM)[None, :]
+        row_token = (first_token + token).to(tl.int64)
+        head_column = head[:, None] * HEAD_DIM + column[None, :]
+        query = tl.load(qkv + row_token[:, None] * qkv_stride + head_column, mask=inside, other=0.0)
+        query_position = cached + token
+        table = block_tables + tl.load(rows + sequence).to(tl.int64) * table_stride
+        key_base = key_cache + kv_head * head_stride + column[None, :]
+        value_base = value_cache + kv_head * head_stride + column[None, :]
+        tile_start = cached + tile * TOKENS
+        last = tl.minimum(tile_start + TOKENS, context)
+        result = tl.zeros([ROWS, HEAD_DIM_PADDED], tl.float32)
+        total = tl.zeros([ROWS], tl.float32)
+        maximum = tl.full([ROWS], -1.0e30, tl.float32)
+        first = 0
+        if WINDOW > 0:
+            first = tl.maximum(tile_start - WINDOW + 1, 0) // TILE * TILE
+        else:
+            first = (tile_start + 1) // TILE * TILE
+            result, total, maximum = _attend_tiles(
+                result,
+                total,
+                maximum,
+                query,
+                query_position,
+                key_base,
+                value_base,
+                table,
+                0,
+                first,
+                context,
+                scale_log2,
+                block_stride,
+                offset_stride,
+                HEAD_DIM,
+                HEAD_DIM_PADDED,
+                BLOCK_SIZE,
+                TILE,
+                WINDOW,
+                False,
+                STAGES,
+                PRECISION,
+            )
+        result, total, maximum = _attend_tiles(
+            result,
+            total,
+            maximum,
+            query,
+            query_position,
+            key_base,
+            value_base,
+            table,
+            first,
+            last,
+            context,
+            scale_log2,
+            block_stride,
+            offset_stride,
+            HEAD_DIM,
+            HEAD_DIM_PADDED,
+            BLOCK_SIZE,
+            TILE,
+            WINDOW,
+            True,
+            STAGES,
+            PRECISION,
+        )
+        total = tl.where(total > 0.0, total, 1.0)
+        target = out + row_token[:, None] * out_stride + head_column
+        tl.store(target, result / total[:, None], mask=inside)

@@ -1,0 +1,154 @@
+"""The ways to compute a linear on a GPU, as values that a tuner can measure and write down."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+import torch
+import triton
+
+from headrace.kernels.linear.triton_gemv import gemv_kernel
+from headrace.kernels.linear.triton_skinny import skinny_kernel
+from headrace.kernels.triton_launch import GpuTraits
+
+
+class GemmChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """One way to compute ``out = x @ weight.T + bias``.
+
+    Attributes:
+        kind: ``library`` (what torch calls: cuBLAS, hipBLASLt), ``gemv`` or ``skinny``.
+        rows: Weight rows of a program.
+        block_k: Columns of the weight read at a time.
+        tokens: Tokens of a program (skinny).
+        shares: Parts that K is split into (skinny).
+        stages: Depth of the load pipeline (skinny).
+        warps: Warps of a program.
+        prefetch: Columns of each row asked into L2 before the inputs are waited for (skinny).
+    """
+
+    kind: Literal["library", "gemv", "skinny"] = "library"
+    rows: int = 0
+    block_k: int = 0
+    tokens: int = 0
+    shares: int = 1
+    stages: int = 1
+    warps: int = 4
+    prefetch: int = 0
+
+    def label(self) -> str:
+        """A short name for tables."""
+        if self.kind == "library":
+            return "library"
+        if self.kind == "gemv":
+            return f"gemv {self.rows}x{self.block_k} w{self.warps}"
+        return (
+            f"skinny {self.rows}x{self.tokens}x{self.block_k}"
+            f" /{self.shares} s{self.stages} w{self.warps} p{self.prefetch}"
+        )
+
+
+LIBRARY = GemmChoice()
+
+
+class GemmWorkspace:
+    """Float32 partial tiles and tickets of split products, shared by all linears of a device."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Start empty; ``reserve`` before capture so that no address changes afterwards."""
+        self.partial_sums = torch.empty(0, dtype=torch.float32, device=device)
+        self.tickets = torch.zeros(1, dtype=torch.int32, device=device)
+
+    def reserve(self, choice: GemmChoice, tokens: int, num_rows: int) -> None:
+        """Make room for one product by ``choice``; grows only."""
+        if choice.kind != "skinny" or choice.shares == 1:
+            return
+        tiles = triton.cdiv(num_rows, choice.rows) * triton.cdiv(tokens, choice.tokens)
+        sums = tiles * choice.shares * choice.rows * choice.tokens
+        device = self.tickets.device
+        if self.partial_sums.numel() < sums:
+            self.partial_sums = torch.empty(sums, dtype=torch.float32, device=device)
+        if self.tickets.numel() < tiles:
+            self.tickets = torch.zeros(tiles, dtype=torch.int32, device=device)
+
+
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    choice: GemmChoice,
+    workspace: GemmWorkspace,
+    traits: GpuTraits,
+) -> None:
+    """``out[T, N] = x[T, K] @ weight[N, K].T + bias[N]``; see ``reference.linear``.
+
+    Args:
+        out: dtype of ``x``, or float32.
+        choice: Its limits must hold: ``gemv`` takes one token, ``library`` any.
+    """
+    tokens, columns = x.shape
+    num_rows = weight.shape[0]
+    if tokens == 0:
+        return
+    if choice.kind == "gemv":
+        gemv_kernel[(triton.cdiv(num_rows, choice.rows),)](
+            x,
+            weight,
+            weight if bias is None else bias,
+            out,
+            num_rows,
+            K=columns,
+            HAS_BIAS=bias is not None,
+            ROWS=choice.rows,
+            BLOCK_K=choice.block_k,
+            num_warps=choice.warps,
+            **traits.launch_options(),
+        )
+    elif choice.kind == "skinny":
+        workspace.reserve(choice, tokens, num_rows)
+        grid = (
+            choice.shares,
+            triton.cdiv(num_rows, choice.rows),
+            triton.cdiv(tokens, choice.tokens),
+        )
+        skinny_kernel[grid](
+            x,
+            weight,
+            weight if bias is None else bias,
+            out,
+            workspace.partial_sums,
+            workspace.tickets,
+            tokens,
+            num_rows,
+            K=columns,
+            x_stride=x.stride(0),
+            out_stride=out.stride(0),
+            HAS_BIAS=bias is not None,
+            ROWS=choice.rows,
+            TOKENS=choice.tokens,
+            BLOCK_K=choice.block_k,
+            SHARES=choice.shares,
+            STAGES=choice.stages,
+            PREFETCH=choice.prefetch,
+            PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+            num_warps=choice.warps,
+            **traits.launch_options(),
+        )
+    else:
+        library_linear(x, weight, bias, out)
+
+
+def library_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
+) -> None:
+    """The same through torch's matrix product (cuBLAS or hipBLASLt)."""
+    if out.dtype == x.dtype:
+        if bias is None:
+            torch.mm(x, weight.T, out=out)
+        else:
+            torch.addmm(bias, x, weight.T, out=out)
+        return
+    torch.mm(x, weight.T, out_dtype=out.dtype, out=out)
+    if bias is not None:
+        out += bias

@@ -1,0 +1,68 @@
+"""Programmatic dependent launch (Hopper and later): a kernel starts while its predecessor ends.
+
+A kernel launched with ``launch_pdl`` may start once every program of the kernel before it has
+called ``griddepcontrol.launch_dependents``; ``griddepcontrol.wait`` then blocks until that kernel
+is complete and its writes are visible. Every kernel here lets its successor start at once, reads
+only weights before the wait, and waits in every program before anything else (also before an
+early exit), so that a chain of waits stays a chain of completions. CUDA C++ Programming Guide,
+"Programmatic Dependent Launch and Synchronization".
+"""
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+
+
+@dataclass(frozen=True, slots=True)
+class GpuTraits:
+    """What launch choices ask of a GPU.
+
+    Attributes:
+        multiprocessors: Streaming multiprocessors or compute units.
+        shared_memory: Bytes of shared memory (LDS) that one program may take.
+        dependent_launch: Programmatic dependent launch works (NVIDIA, compute capability >= 9).
+        wide_matrix_unit: Matrix instructions read operands from shared memory (Hopper's wgmma).
+    """
+
+    multiprocessors: int
+    shared_memory: int
+    dependent_launch: bool
+    wide_matrix_unit: bool
+
+    def launch_options(self) -> dict[str, bool]:
+        """Keyword arguments of every launch, ``PDL`` (which each kernel takes) among them."""
+        if self.dependent_launch:
+            return {"PDL": True, "launch_pdl": True}
+        return {"PDL": False}
+
+
+@triton.jit
+def start_dependents(PDL: tl.constexpr):
+    """Let the next kernel start as soon as every program of this one has come here."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def wait_for_inputs(PDL: tl.constexpr):
+    """Block until the kernel before this one is complete and its writes are visible."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
+def prefetch_to_l2(pointers, PDL: tl.constexpr):
+    """Ask for the 128-byte line under each pointer, without waiting for it."""
+    if PDL:
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [pointers.to(tl.uint64, bitcast=True)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )

@@ -1,0 +1,353 @@
+"""Each Triton kernel against its float32 reference, as a script that prints one JSON line a case.
+
+Run with TRITON_INTERPRET=1 on a CPU (tiny shapes, no bfloat16: the interpreter's bfloat16 dot is
+wrong), or with a GPU (larger and odd shapes, both half precisions). Inputs are fresh random
+numbers, outputs are poisoned first, and only what the reference writes may change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+from headrace.kernels.activation import reference as activation_reference
+from headrace.kernels.activation import triton as activation
+from headrace.kernels.attention import reference as attention_reference
+from headrace.kernels.attention import triton as attention
+from headrace.kernels.embedding import reference as embedding_reference
+from headrace.kernels.embedding import triton as embedding
+from headrace.kernels.linear import reference as linear_reference
+from headrace.kernels.linear import triton as linear
+from headrace.kernels.norm import reference as norm_reference
+from headrace.kernels.norm import triton as norm
+from headrace.kernels.rotary import reference as rotary_reference
+from headrace.kernels.rotary import triton as rotary
+from headrace.kernels.triton_launch import GpuTraits
+
+Case = tuple[str, Callable[[], float]]
+INTERPRETED = GpuTraits(
+    multiprocessors=2, shared_memory=65536, dependent_launch=False, wide_matrix_unit=False
+)
+
+
+def relative_error(out: torch.Tensor, expected: torch.Tensor) -> float:
+    """‖out − expected‖ / ‖expected‖; not a number anywhere makes it not a number."""
+    out, expected = out.double(), expected.double()
+    return float((out - expected).norm() / expected.norm().clamp_min(1e-30))
+
+
+class Comparisons:
+    """The cases of one device, dtype and scale of shapes."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, traits: GpuTraits) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.traits = traits
+
+    def random(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        values = torch.randn(*shape, device=self.device)
+        return values.to(dtype or self.dtype)
+
+    def poisoned(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return torch.full(shape, float("nan"), device=self.device, dtype=dtype or self.dtype)
+
+    def integers(self, values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=self.device)
+
+    def norms(self, tokens: int, hidden: int) -> float:
+        weight = self.random(hidden)
+        residual = self.random(tokens, hidden)
+        delta = self.random(tokens, hidden)
+        out, expected = (
+            self.poisoned(tokens, hidden),
+            self.poisoned(tokens, hidden, dtype=torch.float32),
+        )
+        norm.rms_norm(residual, weight, 1e-5, out, self.traits)
+        norm_reference.rms_norm(residual, weight, 1e-5, expected)
+        errors = [relative_error(out, expected)]
+        chosen = self.integers([tokens - 1, 0])
+        out, expected = self.poisoned(2, hidden), self.poisoned(2, hidden, dtype=torch.float32)
+        norm.gather_add_rms_norm(delta, residual, weight, 1e-5, chosen, out, self.traits)
+        norm_reference.gather_add_rms_norm(delta, residual, weight, 1e-5, chosen, expected)
+        errors.append(relative_error(out, expected))
+        out, expected = (
+            self.poisoned(tokens, hidden),
+            self.poisoned(tokens, hidden, dtype=torch.float32),
+        )
+        updated, expected_updated = residual.clone(), residual.clone()
+        norm.add_rms_norm(delta, updated, weight, 1e-5, out, self.traits)
+        norm_reference.add_rms_norm(delta, expected_updated, weight, 1e-5, expected)
+        errors += [relative_error(out, expected), relative_error(updated, expected_updated)]
+        return max(errors)
+
+    def silu_mul(self, tokens: int, width: int) -> float:
+        gate_up = self.random(tokens, 2 * width)
+        out, expected = (
+            self.poisoned(tokens, width),
+            self.poisoned(tokens, width, dtype=torch.float32),
+        )
+        activation.silu_mul(gate_up, out, self.traits)
+        activation_reference.silu_mul(gate_up, expected)
+        return relative_error(out, expected)
+
+    def embed(self, tokens: int, hidden: int) -> float:
+        table = self.random(97, hidden)
+        token_ids = torch.randint(0, 97, (tokens,), dtype=torch.int32, device=self.device)
+        out = self.poisoned(tokens, hidden, dtype=torch.float32)
+        expected = out.clone()
+        embedding.embed(token_ids, table, out, self.traits)
+        embedding_reference.embed(token_ids, table, expected)
+        return relative_error(out, expected)
+
+    def caches(
+        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values as the GPU backend lays them out: heads before offsets."""
+        keys, values = (
+            self.random(num_blocks, kv_heads, block_size, head_dim).permute(0, 2, 1, 3)
+            for _ in range(2)
+        )
+        return keys, values
+
+    def rotate_and_cache(
+        self, tokens: int, heads: int, kv_heads: int, head_dim: int, head_norm: bool
+    ) -> float:
+        qkv = self.random(tokens, (heads + 2 * kv_heads) * head_dim)
+        cos_sin = self.random(50, head_dim, dtype=torch.float32)
+        norms = (self.random(head_dim), self.random(head_dim)) if head_norm else (None, None)
+        keys, values = self.caches(tokens, 4, kv_heads, head_dim)
+        slots = torch.randperm(tokens * 4, device=self.device)[:tokens].to(torch.int32)
+        positions = torch.randint(0, 50, (tokens,), dtype=torch.int32, device=self.device)
+        expected_qkv = qkv.float().clone()
+        expected_keys = keys.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        expected_values = values.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        rotary_reference.rotate_and_cache(
+            expected_qkv, cos_sin, *norms, 1e-6, heads, kv_heads, expected_keys, expected_values,
+            positions, slots,
+        )  # fmt: skip
+        padded = torch.cat((slots, self.integers([-1])))
+        padded_qkv = torch.cat((qkv, self.random(1, qkv.shape[1])))
+        last = padded_qkv[-1].clone()
+        rotary.rotate_and_cache(
+            padded_qkv, cos_sin, *norms, 1e-6, heads, kv_heads, keys, values,
+            torch.cat((positions, self.integers([0]))), padded, self.traits,
+        )  # fmt: skip
+        if not torch.equal(padded_qkv[-1], last):
+            return float("inf")
+        pairs = [(padded_qkv[:-1], expected_qkv), (keys, expected_keys), (values, expected_values)]
+        return max(relative_error(out, expected) for out, expected in pairs)
+
+    def attention(
+        self,
+        new_and_context: list[tuple[int, int]],
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        window: int | None,
+        block_size: int = 16,
+    ) -> float:
+        """Sequences of (new tokens, context); one with context 0 is a captured graph's padding."""
+        real = [pair for pair in new_and_context if pair[1] > 0]
+        tokens = sum(new for new, _ in real)
+        longest = max(context for _, context in real)
+        blocks_each = -(-longest // block_size)
+        count = len(new_and_context)
+        keys, values = self.caches(count * blocks_each + 1, block_size, kv_heads, head_dim)
+        keys[-1], values[-1] = float("nan"), float("nan")
+        tables = torch.full((count + 1, blocks_each + 1), count * blocks_each, dtype=torch.int32)
+        order = torch.randperm(count * blocks_each).view(count, blocks_each)
+        rows = torch.randperm(count + 1)[:count]
+        for index, (_, context) in enumerate(new_and_context):
+            used = -(-context // block_size)
+            tables[rows[index], :used] = order[index, :used]
+        starts = [0]
+        for new, context in new_and_context:
+            starts.append(starts[-1] + (new if context else 0))
+        qkv = self.random(tokens, (heads + 2 * kv_heads) * head_dim)
+        out = self.poisoned(tokens, heads * head_dim)
+        expected = torch.full_like(out, float("nan"), dtype=torch.float32)
+        contexts = self.integers([context for _, context in new_and_context])
+        tables = tables.to(self.device)
+        device_rows = rows.to(torch.int32).to(self.device)
+        workspace = attention.AttentionWorkspace(self.device)
+        errors = []
+        for _ in range(2):
+            out.fill_(float("nan"))
+            attention.paged_attention(
+                qkv, heads, kv_heads, head_dim**-0.5, window, keys, values, self.integers(starts),
+                contexts, device_rows, tables, out, max(new for new, _ in real), longest,
+                workspace, self.traits,
+            )  # fmt: skip
+            if count == len(real):
+                attention_reference.paged_attention(
+                    qkv, heads, kv_heads, head_dim**-0.5, window, keys, values,
+                    self.integers(starts), contexts, device_rows, tables, expected,
+                )  # fmt: skip
+            else:
+                kept = [index for index, pair in enumerate(new_and_context) if pair[1] > 0]
+                attention_reference.paged_attention(
+                    qkv, heads, kv_heads, head_dim**-0.5, window, keys, values,
+                    self.integers([starts[index] for index in kept] + [tokens]),
+                    contexts[kept], device_rows[kept], tables, expected,
+                )  # fmt: skip
+            errors.append(relative_error(out, expected))
+        if workspace.tickets.any():
+            return float("inf")
+        return max(errors)
+
+    def linear(
+        self,
+        tokens: int,
+        rows: int,
+        columns: int,
+        choice: linear.GemmChoice,
+        bias: bool,
+        wide: bool,
+    ) -> float:
+        x, weight = self.random(tokens, columns), self.random(rows, columns)
+        offset = self.random(rows) if bias else None
+        dtype = torch.float32 if wide else self.dtype
+        out = self.poisoned(tokens, rows, dtype=dtype)
+        expected = torch.full_like(out, float("nan"), dtype=torch.float32)
+        workspace = linear.GemmWorkspace(self.device)
+        linear_reference.linear(x, weight, offset, expected)
+        errors = []
+        for _ in range(2):
+            out.fill_(float("nan"))
+            linear.linear(x, weight, offset, out, choice, workspace, self.traits)
+            errors.append(relative_error(out, expected))
+        if workspace.tickets.any():
+            return float("inf")
+        return max(errors)
+
+
+def gemv(rows: int, block_k: int, warps: int = 4) -> linear.GemmChoice:
+    return linear.GemmChoice(kind="gemv", rows=rows, block_k=block_k, warps=warps)
+
+
+def skinny(
+    rows: int, tokens: int, block_k: int, shares: int, stages: int = 3, warps: int = 4
+) -> linear.GemmChoice:
+    return linear.GemmChoice(
+        kind="skinny", rows=rows, tokens=tokens, block_k=block_k, shares=shares, stages=stages,
+        warps=warps, prefetch=block_k,
+    )  # fmt: skip
+
+
+def interpreted_cases() -> Iterator[Case]:
+    """Tiny shapes for the interpreter."""
+    for dtype in (torch.float16, torch.float32):
+        name = str(dtype).removeprefix("torch.")
+        here = Comparisons(torch.device("cpu"), dtype, INTERPRETED)
+        yield f"norms {name}", partial(here.norms, 3, 40)
+        yield f"silu_mul {name}", partial(here.silu_mul, 3, 1030)
+        yield f"embed {name}", partial(here.embed, 3, 33)
+        for head_dim, head_norm in ((64, False), (96, True)):
+            yield (
+                f"rotate_and_cache {head_dim} norm={head_norm} {name}",
+                partial(here.rotate_and_cache, 3, 3, 1, head_dim, head_norm),
+            )
+        for label, sequences, heads, kv_heads, head_dim, window in (
+            ("decode", [(1, 37), (1, 0), (1, 200)], 4, 2, 64, None),
+            ("decode window", [(1, 37), (1, 90)], 3, 1, 64, 21),
+            ("decode split 96", [(1, 300)], 2, 1, 96, None),
+            ("prefill", [(19, 19)], 3, 1, 64, None),
+            ("chunked window", [(9, 50)], 2, 1, 64, 13),
+            ("mixed", [(1, 41), (17, 30), (1, 0)], 2, 1, 64, None),
+        ):
+            yield (
+                f"attention {label} {name}",
+                partial(here.attention, sequences, heads, kv_heads, head_dim, window),
+            )
+        for label, tokens, rows, columns, choice, bias, wide in (
+            ("gemv", 1, 21, 100, gemv(4, 64), True, False),
+            ("gemv even wide", 1, 16, 128, gemv(8, 64), False, True),
+            ("skinny", 5, 70, 96, skinny(64, 16, 32, 1), True, False),
+            ("skinny split odd", 19, 33, 100, skinny(32, 16, 32, 2), False, True),
+        ):
+            yield (
+                f"linear {label} {name}",
+                partial(here.linear, tokens, rows, columns, choice, bias, wide),
+            )
+
+
+def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
+    """Real and odd shapes on a device."""
+    for dtype in (torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+        here = Comparisons(torch.device("cuda"), dtype, traits)
+        for tokens, hidden in ((1, 4096), (7, 576), (333, 8192)):
+            yield f"norms {tokens}x{hidden} {name}", partial(here.norms, tokens, hidden)
+        for tokens, width in ((1, 14336), (77, 1537)):
+            yield f"silu_mul {tokens} {name}", partial(here.silu_mul, tokens, width)
+            yield f"embed {tokens} {name}", partial(here.embed, tokens, width)
+        for head_dim in attention.HEAD_SIZES:
+            for tokens, heads, kv_heads, head_norm in ((1, 32, 8, False), (100, 9, 3, True)):
+                yield (
+                    f"rotate_and_cache {tokens} {head_dim} {name}",
+                    partial(here.rotate_and_cache, tokens, heads, kv_heads, head_dim, head_norm),
+                )
+            for heads, kv_heads in ((32, 8), (9, 3), (28, 4), (8, 8)):
+                for label, sequences, window in (
+                    ("decode", [(1, 1), (1, 130), (1, 0), (1, 2111)], None),
+                    ("decode window", [(1, 777), (1, 90)], 256),
+                    ("prefill", [(513, 513)], None),
+                    ("chunked", [(100, 777), (257, 257), (64, 3000)], None),
+                    ("chunked window", [(100, 777), (257, 257)], 128),
+                    ("mixed", [(1, 410), (300, 812), (1, 0), (1, 1024)], None),
+                ):
+                    yield (
+                        f"attention {label} {heads}/{kv_heads} {head_dim} {name}",
+                        partial(here.attention, sequences, heads, kv_heads, head_dim, window),
+                    )
+        for tokens, rows, columns, choice, bias, wide in (
+            (1, 6144, 4096, gemv(8, 1024), False, False),
+            (1, 1003, 577, gemv(4, 512), True, True),
+            (3, 4096, 4096, skinny(64, 16, 128, 4), False, False),
+            (9, 1003, 584, skinny(64, 16, 64, 3), True, True),
+            (33, 4096, 14336, skinny(128, 64, 64, 4), False, False),
+            (100, 6144, 4096, skinny(128, 128, 64, 2, warps=8), True, False),
+            (200, 6144, 4096, skinny(128, 256, 64, 2, warps=8), False, True),
+            (70, 6144, 4096, linear.LIBRARY, True, False),
+            (70, 6144, 4096, linear.LIBRARY, True, True),
+        ):
+            yield (
+                f"linear {tokens}x{rows}x{columns} {choice.label()} {name}",
+                partial(here.linear, tokens, rows, columns, choice, bias, wide),
+            )
+
+
+def main() -> int:
+    """Print a JSON line with the relative error of each case; 1 when a case raised."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", default="")
+    arguments = parser.parse_args()
+    torch.manual_seed(torch.seed())
+    if arguments.device == "cpu":
+        cases = interpreted_cases()
+    else:
+        from headrace.modeling.backends.triton_gpu import device_traits
+
+        cases = gpu_cases(device_traits(torch.device(arguments.device)))
+    failed = False
+    for name, case in cases:
+        if arguments.only not in name:
+            continue
+        try:
+            print(json.dumps({"case": name, "error": case()}), flush=True)
+        except Exception:
+            failed = True
+            traceback.print_exc()
+            print(json.dumps({"case": name, "raised": traceback.format_exc(limit=-1)}), flush=True)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""Compile every Triton kernel for one GPU without having it; print one JSON line a kernel.
+
+Run as a script with a target (``sm_90``, ``gfx942``, ``gfx950``): a fault of the compiler ends
+this process, not the test run.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from headrace.kernels.activation.triton import silu_mul_kernel
+from headrace.kernels.attention.triton import choose_decode_tiling, choose_prefill_tiling
+from headrace.kernels.attention.triton_decode import decode_attention_kernel
+from headrace.kernels.attention.triton_prefill import prefill_attention_kernel
+from headrace.kernels.embedding.triton import embed_kernel
+from headrace.kernels.linear.triton_gemv import gemv_kernel
+from headrace.kernels.linear.triton_skinny import skinny_kernel
+from headrace.kernels.norm.triton import rms_norm_kernel
+from headrace.kernels.rotary.triton import rotate_and_cache_kernel
+from headrace.kernels.triton_launch import GpuTraits
+
+TARGETS = {
+    "sm_90": (GPUTarget("cuda", 90, 32), GpuTraits(132, 232448, True, True)),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), GpuTraits(304, 65536, False, False)),
+    "gfx950": (GPUTarget("hip", "gfx950", 64), GpuTraits(256, 163840, False, False)),
+}
+_INTEGERS = {
+    "token_ids", "rows", "positions", "cache_slots", "query_start", "context_lengths",
+    "block_tables", "tickets", "sampled_tokens",
+}  # fmt: skip
+_FLOATS = {"cos_sin", "partial_sums", "partial_stats"}
+_REALS = {"eps", "scale_log2"}
+
+
+@dataclass(frozen=True)
+class Build:
+    """One kernel with its compile-time constants; ``dot``: it must use matrix instructions."""
+
+    name: str
+    kernel: Any
+    constants: dict[str, Any]
+    warps: int
+    dot: bool = False
+
+
+def builds(traits: GpuTraits) -> list[Build]:
+    """The hot launches of a Llama-3-8B-shaped model, and the other head sizes of attention."""
+    pdl = {"PDL": traits.dependent_launch}
+    listed = [
+        Build(
+            "add_rms_norm",
+            rms_norm_kernel,
+            {"HAS_DELTA": True, "UPDATE_RESIDUAL": True, "GATHER": False, "BLOCK": 4096} | pdl,
+            8,
+        ),
+        Build("silu_mul", silu_mul_kernel, {"BLOCK": 1024} | pdl, 4),
+        Build("embed", embed_kernel, {"BLOCK": 1024} | pdl, 4),
+        Build(
+            "rotate_and_cache norm",
+            rotate_and_cache_kernel,
+            {"HAS_NORM": True, "BLOCK_SIZE": 16, "HEAD_DIM": 128, "HALF": 64, "HEADS": 8} | pdl,
+            4,
+        ),
+        Build(
+            "gemv",
+            gemv_kernel,
+            {"K": 4096, "HAS_BIAS": False, "ROWS": 8, "BLOCK_K": 1024} | pdl,
+            4,
+        ),
+    ]
+    for tokens, warps in ((16, 4), (64, 4), (128, 8)):
+        if traits.shared_memory <= 65536 and tokens > 64:
+            continue
+        constants = {
+            "K": 4096, "HAS_BIAS": False, "ROWS": 64 if tokens < 128 else 128, "TOKENS": tokens,
+            "BLOCK_K": 64, "SHARES": 4, "STAGES": 2, "PREFETCH": 64, "PRECISION": "tf32",
+        }  # fmt: skip
+        listed.append(Build(f"skinny {tokens}", skinny_kernel, constants | pdl, warps, dot=True))
+    for head_dim in (64, 96, 128, 256):
+        padded = triton.next_power_of_2(head_dim)
+        shared = {
+            "GROUP": 4, "HEAD_DIM": head_dim, "HEAD_DIM_PADDED": padded, "BLOCK_SIZE": 16,
+            "WINDOW": 0, "PRECISION": "tf32",
+        }  # fmt: skip
+        decode = choose_decode_tiling(64, 8, head_dim, 8192, traits)
+        constants = shared | {
+            "GROUP_PADDED": 16, "TILE": decode.tile, "SHARES": decode.shares,
+            "SMALLEST_SHARE": 128, "STAGES": decode.stages,
+        }  # fmt: skip
+        listed.append(
+            Build(
+                f"decode_attention {head_dim}",
+                decode_attention_kernel,
+                constants | pdl,
+                decode.warps,
+                dot=True,
+            )
+        )
+        prefill = choose_prefill_tiling(head_dim, torch.bfloat16, traits)
+        constants = shared | {
+            "ROWS": prefill.rows, "TILE": prefill.tile, "SKIP_SINGLE": True,
+            "STAGES": prefill.stages,
+        }  # fmt: skip
+        listed.append(
+            Build(
+                f"prefill_attention {head_dim}",
+                prefill_attention_kernel,
+                constants | pdl,
+                prefill.warps,
+                dot=True,
+            )
+        )
+    return listed
+
+
+def compile_one(build: Build, target: GPUTarget, half: str) -> dict[str, Any]:
+    """What the compiler says of one kernel: spills, shared memory, matrix instructions."""
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], Any] = {}
+    for index, name in enumerate(inspect.signature(build.kernel.fn).parameters):
+        if name in build.constants:
+            signature[name] = "constexpr"
+            constants[(index,)] = build.constants[name]
+            continue
+        if name in _REALS:
+            signature[name] = "fp32"
+        elif name in _INTEGERS:
+            signature[name] = "*i32"
+        elif name in _FLOATS:
+            signature[name] = "*fp32"
+        elif name.endswith("stride") or name.startswith("num_") or name in ("hidden", "width"):
+            signature[name] = "i32"
+        else:
+            signature[name] = f"*{half}"
+        if signature[name].startswith("*") or name.endswith("stride"):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    options: dict[str, Any] = {"num_warps": build.warps}
+    if build.constants["PDL"]:
+        options["launch_pdl"] = True
+    source = ASTSource(build.kernel, signature, constants, attributes)
+    compiled = triton.compile(source, target=target, options=options)
+    report: dict[str, Any] = {
+        "kernel": build.name,
+        "dtype": half,
+        "dot": build.dot,
+        "shared": compiled.metadata.shared,
+    }
+    if target.backend == "hip":
+        assembly = compiled.asm["amdgcn"]
+        report["spills"] = int(re.findall(r"\.vgpr_spill_count:\s*(\d+)", assembly)[0])
+        report["matrix"] = assembly.count("v_mfma")
+    else:
+        assembly = compiled.asm["ptx"]
+        report["spills"] = None
+        report["matrix"] = assembly.count("wgmma.mma_async") + assembly.count("mma.sync")
+        report["dependent"] = "griddepcontrol.wait" in assembly
+    return report
+
+
+def main() -> None:
+    """Compile for the target named on the command line."""
+    target, traits = TARGETS[sys.argv[1]]
+    for half in sys.argv[2:] or ("bf16", "fp16"):
+        for build in builds(traits):
+            print(json.dumps(compile_one(build, target, half)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
