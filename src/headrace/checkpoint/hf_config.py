@@ -12,6 +12,22 @@ from headrace.link.errors import ConfigurationError
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _ROPE_KINDS = ("linear", "dynamic", "yarn", "llama3")
 _DTYPES = ("bfloat16", "float16", "float32")
+# What Transformers assumes where config.json is silent.
+_DEFAULTS: dict[str, dict[str, int]] = {
+    "llama": {"max_position_embeddings": 2048},
+    "mistral": {
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+    },
+    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen3": {
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "sliding_window": 4096,
+        "head_dim": 128,
+    },
+}
 
 
 def hf_config(raw: dict[str, Any], path: Path) -> ModelConfig:
@@ -22,7 +38,6 @@ def hf_config(raw: dict[str, Any], path: Path) -> ModelConfig:
     Raises:
         ConfigurationError: Unsupported model type or feature; says what is supported.
     """
-    reader = _Fields(raw, path)
     family = raw.get("model_type")
     if family not in FAMILIES:
         reason = " and needs code of its own (auto_map), which is never run" * ("auto_map" in raw)
@@ -30,6 +45,8 @@ def hf_config(raw: dict[str, Any], path: Path) -> ModelConfig:
             f"{path}: model_type {family!r} is not supported{reason}; "
             f"supported are {', '.join(FAMILIES)}"
         )
+    raw = _DEFAULTS[family] | raw
+    reader = _Fields(raw, path)
     if raw.get("quantization_config") is not None:
         method = _as_dict(raw["quantization_config"]).get("quant_method")
         raise ConfigurationError(
@@ -41,7 +58,7 @@ def hf_config(raw: dict[str, Any], path: Path) -> ModelConfig:
         raise ConfigurationError(f"{path}: hidden_act {activation!r} is not supported; silu is")
     hidden = reader.integer("hidden_size")
     heads = reader.integer("num_attention_heads")
-    head_dim = reader.integer("head_dim", 128 if family == "qwen3" else hidden // heads)
+    head_dim = reader.integer("head_dim", hidden // heads)
     kv_heads = reader.integer("num_key_value_heads", heads)
     if heads % kv_heads:
         raise ConfigurationError(
@@ -50,7 +67,7 @@ def hf_config(raw: dict[str, Any], path: Path) -> ModelConfig:
     if head_dim % 2:
         raise ConfigurationError(f"{path}: head_dim must be even, got {head_dim}")
     layers = reader.integer("num_hidden_layers")
-    position_embeddings = reader.integer("max_position_embeddings", 2048)
+    position_embeddings = reader.integer("max_position_embeddings")
     theta, scaling = _rope(reader, position_embeddings)
     window, sliding_layers = _sliding_window(reader, family, layers)
     bias = reader.boolean("attention_bias", False)
@@ -138,7 +155,7 @@ def _max_position(position_embeddings: int, scaling: RopeScaling | None) -> int:
 
 
 def _rope(reader: _Fields, position_embeddings: int) -> tuple[float, RopeScaling | None]:
-    """Theta and scaling, from ``rope_parameters`` (Transformers 5) or the older ``rope_scaling``."""
+    """Theta and scaling, from ``rope_parameters`` (Transformers 5) or older ``rope_scaling``."""
     path = reader.path
     merged: dict[str, Any] = {"rope_theta": reader.raw.get("rope_theta")}
     for key in ("rope_scaling", "rope_parameters"):

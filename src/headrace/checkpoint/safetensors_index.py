@@ -51,7 +51,7 @@ def safetensors_entries(directory: Path) -> dict[str, TensorEntry]:
             "headrace reads safetensors and GGUF only"
         )
     raise ConfigurationError(
-        f"{directory}: no weights; expected {SINGLE_FILE}, {INDEX_FILE} with its shards, or a GGUF file"
+        f"{directory}: no weights; expected {SINGLE_FILE}, {INDEX_FILE} and shards, or a GGUF file"
     )
 
 
@@ -113,7 +113,9 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
 
 
 def _span(path: Path, name: str, fields: dict[str, Any]) -> tuple[int, int]:
-    dtype, shape, offsets = fields.get("dtype"), fields.get("shape"), fields.get("data_offsets")
+    dtype: Any = fields.get("dtype")
+    shape: Any = fields.get("shape")
+    offsets: Any = fields.get("data_offsets")
     if dtype not in _ITEM_BYTES:
         raise ConfigurationError(f"{path}: tensor `{name}` has the unsupported dtype {dtype!r}")
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from tokenizers import Encoding
 from tokenizers import Tokenizer as Backend
 
 from headrace.checkpoint.token_pieces import TokenPieces
@@ -47,7 +48,6 @@ class Tokenizer:
         self.pieces = TokenPieces(backend)
         self.bos_id = bos_id
         self.eos_id = eos_id
-        self._piece_cache: dict[int, tuple[bytes, str | None, bool, bool]] = {}
 
     @property
     def vocab_size(self) -> int:
@@ -97,7 +97,7 @@ class Tokenizer:
         """The id of a token spelled as in the vocabulary."""
         return self._backend.token_to_id(token)
 
-    def _encoding(self, text: str, add_special_tokens: bool):  # type: ignore[no-untyped-def]
+    def _encoding(self, text: str, add_special_tokens: bool) -> Encoding:
         try:
             return self._backend.encode(text, add_special_tokens=add_special_tokens)
         except UnicodeEncodeError:
