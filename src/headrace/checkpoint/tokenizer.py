@@ -26,6 +26,8 @@ class Tokenizer:
 
     Attributes:
         pieces: The bytes of each token, for incremental decoding.
+        plain_texts: Ids met so far whose tokens are whole characters and not special, with their
+            text; grown by ``remember_plain_text``.
         bos_id: Beginning-of-sequence id, if the model has one.
         eos_id: The tokenizer's own end-of-sequence id, if it has one.
     """
@@ -46,6 +48,7 @@ class Tokenizer:
         self._special = {token_id for token_id, token in added.items() if token.special}
         self._special.update(special_ids)
         self.pieces = TokenPieces(backend)
+        self.plain_texts: dict[int, str] = {}
         self.bos_id = bos_id
         self.eos_id = eos_id
 
@@ -92,6 +95,17 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """The text of one token alone; U+FFFD where it is a part of a character."""
         return self.pieces.bytes_of(token_id).decode("utf-8", "replace")
+
+    def remember_plain_text(self, token_id: int) -> str | None:
+        """Enter a token into ``plain_texts``; ``None`` where its bytes need their neighbours."""
+        if token_id in self._special or self.pieces.is_byte(token_id):
+            return None
+        try:
+            text = self.pieces.bytes_of(token_id).decode()
+        except UnicodeDecodeError:
+            return None
+        self.plain_texts[token_id] = text
+        return text
 
     def token_id(self, token: str) -> int | None:
         """The id of a token spelled as in the vocabulary."""
