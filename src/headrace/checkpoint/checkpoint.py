@@ -5,12 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from headrace.checkpoint.config import ModelConfig
 from headrace.checkpoint.tensors import TensorEntry
-from headrace.checkpoint.tokenizer import Tokenizer
+
+# Whoever needs only tensors should not wait for the libraries of tokenizers and templates.
+if TYPE_CHECKING:
+    from headrace.checkpoint.chat_template import ChatTemplate
+    from headrace.checkpoint.tokenizer import Tokenizer
 
 
 class GenerationDefaults(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +76,12 @@ class Checkpoint(ABC):
     @abstractmethod
     def load_tokenizer(self) -> Tokenizer:
         """Build the tokenizer; takes time, so call it once and keep it."""
+
+    def load_chat_template(self) -> ChatTemplate:
+        """The chat templates, ready to render; ``exists`` is false where the model has none."""
+        from headrace.checkpoint.chat_template import ChatTemplate
+
+        return ChatTemplate(self.chat_templates, self.special_tokens)
 
     @property
     def max_position(self) -> int:

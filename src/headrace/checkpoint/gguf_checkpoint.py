@@ -5,15 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from headrace.checkpoint.checkpoint import Checkpoint, GenerationDefaults
 from headrace.checkpoint.config import ModelConfig
 from headrace.checkpoint.expected_tensors import check_tensors
 from headrace.checkpoint.gguf import GGUFFile
 from headrace.checkpoint.gguf_model import gguf_config, gguf_tensors
-from headrace.checkpoint.gguf_tokenizer import gguf_tokenizer
 from headrace.checkpoint.tensors import TensorEntry
-from headrace.checkpoint.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from headrace.checkpoint.tokenizer import Tokenizer
 
 # Tokens that end a turn or a text in the supported families' vocabularies. GGUF files name one
 # end token only, and for chat models it is not always the one that the model emits.
@@ -84,6 +86,8 @@ class GGUFCheckpoint(Checkpoint):
         return GenerationDefaults()
 
     def load_tokenizer(self) -> Tokenizer:
+        from headrace.checkpoint.gguf_tokenizer import gguf_tokenizer
+
         return gguf_tokenizer(self._file)
 
     @cached_property

@@ -6,10 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-from tokenizers import Tokenizer as Backend
-
 from headrace.checkpoint.checkpoint import Checkpoint, GenerationDefaults
 from headrace.checkpoint.config import ModelConfig
 from headrace.checkpoint.expected_tensors import check_tensors
@@ -17,8 +16,10 @@ from headrace.checkpoint.hf_config import hf_config
 from headrace.checkpoint.safetensors_index import safetensors_entries
 from headrace.checkpoint.source_files import HuggingFaceFiles
 from headrace.checkpoint.tensors import TensorEntry
-from headrace.checkpoint.tokenizer import Tokenizer
 from headrace.link.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from headrace.checkpoint.tokenizer import Tokenizer
 
 
 class HuggingFaceCheckpoint(Checkpoint):
@@ -67,6 +68,10 @@ class HuggingFaceCheckpoint(Checkpoint):
             raise ConfigurationError(f"{self.path / 'generation_config.json'}: {error}") from None
 
     def load_tokenizer(self) -> Tokenizer:
+        from tokenizers import Tokenizer as Backend
+
+        from headrace.checkpoint.tokenizer import Tokenizer
+
         path = self.path / "tokenizer.json"
         if not path.is_file():
             raise ConfigurationError(

@@ -123,7 +123,7 @@ class TextStream:
         """The end of the tokens: emit what was held back; half a character becomes U+FFFD."""
         if self._stop is not None:
             return TextDelta("", [])
-        text = self._release(self._flush()) + self._unsent if self._stop is None else ""
+        text = self._release(self._flush()) + self._unsent
         self._unsent = ""
         self._parts.append(text)
         return TextDelta(text, [], self._stop, 0)
