@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
+
 from headrace.checkpoint.checkpoint import Checkpoint, GenerationDefaults
 from headrace.checkpoint.config import ModelConfig
 from headrace.checkpoint.expected_tensors import check_tensors

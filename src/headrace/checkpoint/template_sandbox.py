@@ -105,9 +105,10 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         tree = super()._parse(source, name, filename)
         for loop in tree.find_all(nodes.For):
             loop.iter = nodes.Filter(loop.iter, "_counted", [], [], None, None, lineno=loop.lineno)
-        return _SizeConcatenations().visit(tree)
+        sized: nodes.Template = _SizeConcatenations().visit(tree)
+        return sized
 
-    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Count a call, and refuse numbers that stand for the size of something huge."""
         _budget.get().step()
         for argument in (*args, *kwargs.values()):
