@@ -69,6 +69,7 @@ class Scheduler:
         self._prefix_query_tokens = 0
         self._preemptions = 0
         self._steps = 0
+        self._completed_steps = 0
         self._prefill_tokens = 0
         self._decode_tokens = 0
         self._batch_tokens = 0
@@ -124,8 +125,7 @@ class Scheduler:
             self._queue.discard_ended()
         else:
             self._end(sequence)
-            if not sequence.in_flight:
-                self._vacate(sequence)
+            self._vacate_unless_in_flight(sequence)
         return True
 
     @property
@@ -142,7 +142,7 @@ class Scheduler:
             ``None`` if nothing can be computed before a step in flight completes, or at all.
             With no step in flight, ``None`` means that there is no request.
         """
-        plan = StepPlan()
+        plan = StepPlan(self._steps + 1)
         anyone_preempted = self._make_room()
         self._plan_decoding(plan)
         self._plan_prefilling(plan)
@@ -152,7 +152,7 @@ class Scheduler:
             return None
         plan.freed_rows, self._freed_rows = self._freed_rows, []
         self._in_flight.append(plan)
-        self._steps += 1
+        self._steps = plan.number
         self._batch_tokens = plan.num_tokens
         return plan
 
@@ -189,7 +189,7 @@ class Scheduler:
                     AppendedBlock(sequence.row, len(table), self._blocks.allocate())
                 )
                 table.append(plan.appended[-1].block)
-            scheduled.append(sequence.plan_tokens(1))
+            scheduled.append(sequence.plan_tokens(1, plan.number))
             if sequence.length == sequence.max_length:
                 self._leaving[sequence.row] = self._decoding.pop(sequence.row)
         plan.num_tokens = plan.num_samples = len(scheduled)
@@ -213,8 +213,8 @@ class Scheduler:
             sequence.row = self._free_rows.pop()
             self._prefilling[sequence.row] = sequence
             self._drain_rate.record(now)
-            if sequence.first_planned is None:
-                sequence.first_planned = now
+            if sequence.queue_seconds is None:
+                sequence.queue_seconds = now - sequence.arrival
                 sequence.cached_tokens = sequence.num_computed
                 self._prefix_hit_tokens += sequence.num_computed
                 self._prefix_query_tokens += sequence.prompt_length
@@ -228,7 +228,7 @@ class Scheduler:
         )
         if self.limits.max_prefill_chunk is not None:
             num_tokens = min(num_tokens, self.limits.max_prefill_chunk)
-        chunk = sequence.plan_tokens(num_tokens)
+        chunk = sequence.plan_tokens(num_tokens, plan.number)
         plan.scheduled.append(chunk)
         plan.num_tokens += num_tokens
         self._prefill_tokens += num_tokens
@@ -262,31 +262,33 @@ class Scheduler:
                 f"the plan samples {plan.num_samples} tokens, got {len(sampled_token_ids)}"
             )
         self._in_flight.popleft()
+        self._completed_steps = plan.number
         outputs: list[SequenceOutput] = []
         sample_index = 0
         for sequence, start, num_tokens, samples in plan.scheduled:
-            sequence.in_flight -= 1
-            if sequence.status is not _ENDED:
-                if start + num_tokens >= sequence.next_registration:
-                    self._register_full_blocks(sequence, start + num_tokens)
-                if samples:
-                    output = self._accept(sequence, sample_index, sampled_token_ids[sample_index])
-                    outputs.append(output)
+            if sequence.status is _ENDED:
+                sample_index += samples
+                continue
+            if start + num_tokens >= sequence.next_registration:
+                self._register_full_blocks(sequence, start + num_tokens)
             if samples:
+                output = self._accept(sequence, sample_index, sampled_token_ids[sample_index])
+                outputs.append(output)
                 sample_index += 1
-            if not sequence.in_flight and sequence.status is not _RUNNING:
-                self._vacate(sequence)
+        for sequence in list(self._leaving.values()):
+            self._vacate_unless_in_flight(sequence)
         return outputs
 
     def _accept(self, sequence: Sequence, sample_index: int, token_id: int) -> SequenceOutput:
         finish_reason = sequence.accept(token_id)
         if finish_reason is not None:
             self._end(sequence)
-        if sequence.num_generated > 1 or sequence.first_planned is None:
-            return SequenceOutput(sequence, sample_index, token_id, finish_reason, None, None)
-        queue_seconds = sequence.first_planned - sequence.arrival
+        queue_seconds = cached_tokens = None
+        if len(sequence.tokens) == sequence.prompt_length + 1:
+            queue_seconds = sequence.queue_seconds
+            cached_tokens = sequence.cached_tokens
         return SequenceOutput(
-            sequence, sample_index, token_id, finish_reason, queue_seconds, sequence.cached_tokens
+            sequence, sample_index, token_id, finish_reason, queue_seconds, cached_tokens
         )
 
     def _register_full_blocks(self, sequence: Sequence, num_computed: int) -> None:
@@ -313,16 +315,17 @@ class Scheduler:
         self._preemptions += 1
         sequence.status = _PREEMPTED
         self._stop_planning(sequence)
-        if not sequence.in_flight:
-            self._vacate(sequence)
+        self._vacate_unless_in_flight(sequence)
 
     def _stop_planning(self, sequence: Sequence) -> None:
         for running in (self._decoding, self._prefilling):
             if running.pop(sequence.row, None):
                 self._leaving[sequence.row] = sequence
 
-    def _vacate(self, sequence: Sequence) -> None:
-        """Free row and blocks that no step in flight holds; a preempted sequence waits again."""
+    def _vacate_unless_in_flight(self, sequence: Sequence) -> None:
+        """Free row and blocks once no step in flight holds them; if preempted, wait again."""
+        if sequence.last_step > self._completed_steps:
+            return
         row = sequence.row
         del self._leaving[row]
         self._free_rows.append(row)
@@ -384,17 +387,10 @@ class Scheduler:
         live = {sequence.id for sequence in [*waiting, *holding] if sequence.status is not _ENDED}
         if live != set(self._live):
             raise IntegrityError(f"requests lost or not forgotten: {live ^ set(self._live)}")
-        steps_of = dict.fromkeys(holding, 0)
         for plan in self._in_flight:
             for scheduled in plan.scheduled:
-                if scheduled.sequence not in steps_of:
-                    raise IntegrityError(f"a step in flight holds request {scheduled.sequence.id}")
-                steps_of[scheduled.sequence] += 1
-        for sequence, steps in steps_of.items():
-            if sequence.in_flight != steps:
-                raise IntegrityError(
-                    f"request {sequence.id} counts {sequence.in_flight} steps, is in {steps}"
-                )
+                if scheduled.sequence not in holding:
+                    raise IntegrityError(f"a step in flight uses request {scheduled.sequence.id}")
         for sequence in self._leaving.values():
-            if not sequence.in_flight:
+            if sequence.last_step <= self._completed_steps:
                 raise IntegrityError(f"request {sequence.id} leaves but no step holds it")

@@ -43,12 +43,12 @@ class Sequence:
         num_computed: Tokens computed once the steps in flight have completed.
         block_table: Cache blocks in order of position.
         row: Slot of device-side state while it holds blocks, else ``NO_ROW``.
-        in_flight: Planned steps that hold it and are not completed.
+        last_step: Number of the latest planned step that computes tokens of it.
         block_hashes: Chain of hashes of its leading full blocks, as far as they were needed.
         registered_blocks: Leading blocks that were offered to the prefix cache or taken from it.
         next_registration: Number of computed tokens at which the next block is full.
         bypasses: Later requests that were admitted while this one did not fit.
-        first_planned: Clock at its first planned step; ``None`` before.
+        queue_seconds: Time from arrival to its first planned step; ``None`` before.
         cached_tokens: Prompt tokens that its first admission took from the prefix cache.
     """
 
@@ -59,8 +59,7 @@ class Sequence:
         "bypasses",
         "cached_tokens",
         "ending_token_ids",
-        "first_planned",
-        "in_flight",
+        "last_step",
         "length",
         "max_length",
         "next_registration",
@@ -68,6 +67,7 @@ class Sequence:
         "number",
         "order_key",
         "prompt_length",
+        "queue_seconds",
         "registered_blocks",
         "request",
         "row",
@@ -91,12 +91,12 @@ class Sequence:
         self.block_table: list[int] = []
         self.row = NO_ROW
         self.status = SequenceStatus.WAITING
-        self.in_flight = 0
+        self.last_step = 0
         self.block_hashes: list[bytes] = []
         self.registered_blocks = 0
         self.next_registration = sys.maxsize
         self.bypasses = 0
-        self.first_planned: float | None = None
+        self.queue_seconds: float | None = None
         self.cached_tokens = 0
 
     @property
@@ -109,11 +109,11 @@ class Sequence:
         """Output tokens known so far."""
         return len(self.tokens) - self.prompt_length
 
-    def plan_tokens(self, num_tokens: int) -> ScheduledSequence:
+    def plan_tokens(self, num_tokens: int, step: int) -> ScheduledSequence:
         """Count the next ``num_tokens`` as computed, and the sampled one if they reach the end."""
         start = self.num_computed
         end = self.num_computed = start + num_tokens
-        self.in_flight += 1
+        self.last_step = step
         samples = end == self.length
         if samples:
             self.length += 1
@@ -121,12 +121,11 @@ class Sequence:
 
     def accept(self, token_id: int) -> str | None:
         """Append a sampled token; the finish reason if the sequence ends with it."""
-        self.tokens.append(token_id)
+        tokens = self.tokens
+        tokens.append(token_id)
         if token_id in self.ending_token_ids and self.num_generated > self.request.min_new_tokens:
             return FINISH_EOS
-        if len(self.tokens) >= self.max_length:
-            return FINISH_LENGTH
-        return None
+        return FINISH_LENGTH if len(tokens) == self.max_length else None
 
     def forget_computation(self) -> None:
         """Back to nothing computed, with every known token kept."""

@@ -40,6 +40,7 @@ class StepPlan:
     The three lists say all that changed in rows and block tables since the previous plan.
 
     Attributes:
+        number: Counts plans from 1.
         scheduled: Sequences of the step: those with one token first, then prompt chunks.
         admitted: Sequences that got a row in this step, with their whole ``block_table``; a
             sequence that was preempted comes here again, with its generated tokens in ``tokens``.
@@ -49,6 +50,7 @@ class StepPlan:
         num_samples: Tokens to sample.
     """
 
+    number: int
     scheduled: list[ScheduledSequence] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
     appended: list[AppendedBlock] = field(default_factory=list)
