@@ -49,6 +49,7 @@ BOUNDS: dict[str, Bound] = {
     "min_new_tokens": Bound(ge=0),
     "top_n_tokens": Bound(ge=0),
     "truncate": Bound(gt=0),
+    "best_of": Bound(gt=0),
     "seed": Bound(ge=0, le=MAX_SEED),
 }
 
@@ -57,7 +58,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     """How the tokens of one request are chosen and when they end.
 
     The names are TGI's, plus ``ignore_eos`` and ``min_new_tokens``. ``None`` means absent.
-    ``stop`` is applied by whoever holds the text (transport or ``LLM``), never by the engine.
+    ``stop``, ``best_of``, ``return_full_text`` and ``truncate`` are applied by whoever holds the
+    text (transport or ``LLM``), never by the engine.
 
     Attributes:
         max_new_tokens: Number of tokens to generate at most; ``None``: what fits.
@@ -75,6 +77,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         presence_penalty: Subtracted once for each token present in the output.
         logit_bias: Token id to a value added to its logit.
         stop: Strings that end the generation.
+        best_of: Generate so many sequences and return the one of highest cumulative
+            log-probability; needs ``do_sample``. Like ``stop`` it is not the engine's business.
+        return_full_text: The text begins with the prompt. Not the engine's business either.
         seed: Seed of the request's own random stream; ``None``: drawn at random by the server.
         truncate: Keep only so many last prompt tokens.
         logprobs: Return the log-probability of every chosen token (model distribution,
@@ -96,6 +101,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     presence_penalty: float = 0.0
     logit_bias: dict[int, float] = msgspec.field(default_factory=dict)
     stop: tuple[str, ...] = ()
+    best_of: int = 1
+    return_full_text: bool = False
     seed: int | None = None
     truncate: int | None = None
     logprobs: bool = False
@@ -116,6 +123,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 raise InvalidRequest(field, value, str(bound))
             if not bound.admits(value):
                 raise InvalidRequest(field, value, str(bound))
+        if self.best_of > 1 and not self.do_sample:
+            raise InvalidRequest("best_of", self.best_of, "1 unless do_sample is true")
         for token, bias in self.logit_bias.items():
             if not Bound(ge=-100.0, le=100.0).admits(bias):
                 raise InvalidRequest(f"logit_bias.{token}", bias, "a number >= -100 and <= 100")
