@@ -265,13 +265,15 @@ class Scheduler:
         self._completed_steps = plan.number
         outputs: list[SequenceOutput] = []
         sample_index = 0
-        for sequence, start, num_tokens, samples in plan.scheduled:
+        for scheduled in plan.scheduled:
+            sequence = scheduled.sequence
             if sequence.status is _ENDED:
-                sample_index += samples
+                sample_index += scheduled.samples
                 continue
-            if start + num_tokens >= sequence.next_registration:
-                self._register_full_blocks(sequence, start + num_tokens)
-            if samples:
+            num_computed = scheduled.start + scheduled.num_tokens
+            if num_computed >= sequence.next_registration:
+                self._register_full_blocks(sequence, num_computed)
+            if scheduled.samples:
                 output = self._accept(sequence, sample_index, sampled_token_ids[sample_index])
                 outputs.append(output)
                 sample_index += 1

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from headrace.scheduling.sequence import Sequence
 
 
-class ScheduledSequence(NamedTuple):
+@dataclass(slots=True, eq=False)
+class ScheduledSequence:
     """The tokens of one sequence in one step.
 
     Attributes:
@@ -59,7 +60,8 @@ class StepPlan:
     num_samples: int = 0
 
 
-class SequenceOutput(NamedTuple):
+@dataclass(slots=True, eq=False)
+class SequenceOutput:
     """The token that a completed step gave a sequence.
 
     Attributes:
