@@ -1,0 +1,1 @@
+"""Implementations of ``Operations``, one a kind of device and compiler."""

@@ -1,0 +1,103 @@
+"""The decoder-only transformer of the Llama, Mistral, Qwen2 and Qwen3 families.
+
+One pre-norm block, repeated: attention with grouped heads and rotary positions, then a gated
+feed-forward network. The families differ only in what a layer carries (biases, head norms, a
+sliding window), never in this file's control flow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from headrace.modeling.activations import Activations
+from headrace.modeling.operations import (
+    AttentionShape,
+    Embedding,
+    HeadNorm,
+    LayerCache,
+    Linear,
+    Operations,
+)
+from headrace.modeling.step import StepInputs
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Weights of one block; ``qkv`` and ``gate_up`` are several projections stacked."""
+
+    input_norm: torch.Tensor
+    qkv: Linear
+    head_norm: HeadNorm | None
+    attention: AttentionShape
+    output: Linear
+    post_attention_norm: torch.Tensor
+    gate_up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """A model on its device.
+
+    Attributes:
+        cos_sin: [max_position, head_dim] float32, see ``rotary.py``.
+        head: From hidden states to logits; with tied embeddings the same numbers as
+            ``embedding`` in the layout of a linear.
+        norm_eps: Of every RMSNorm over hidden states.
+    """
+
+    operations: Operations
+    embedding: Embedding
+    layers: tuple[Layer, ...]
+    final_norm: torch.Tensor
+    head: Linear
+    cos_sin: torch.Tensor
+    norm_eps: float
+
+    def body(self, step: StepInputs, buffers: Activations, caches: list[LayerCache]) -> None:
+        """From token ids to ``buffers.final``; writes the new tokens' keys and values."""
+        ops, eps = self.operations, self.norm_eps
+        ops.embed(step.token_ids, self.embedding, buffers.residual)
+        for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
+            if index == 0:
+                ops.rms_norm(buffers.residual, layer.input_norm, eps, buffers.normed)
+            else:
+                ops.add_rms_norm(
+                    buffers.delta, buffers.residual, layer.input_norm, eps, buffers.normed
+                )
+            ops.linear(buffers.normed, layer.qkv, buffers.qkv)
+            ops.rotate_and_cache(
+                buffers.qkv, self.cos_sin, layer.head_norm, layer.attention, cache, step
+            )
+            ops.attention(buffers.qkv, layer.attention, cache, step, buffers.attended)
+            ops.linear(buffers.attended, layer.output, buffers.delta)
+            ops.add_rms_norm(
+                buffers.delta, buffers.residual, layer.post_attention_norm, eps, buffers.normed
+            )
+            ops.linear(buffers.normed, layer.gate_up, buffers.gate_up)
+            ops.silu_mul(buffers.gate_up, buffers.activated)
+            ops.linear(buffers.activated, layer.down, buffers.delta)
+        ops.gather_add_rms_norm(
+            buffers.delta,
+            buffers.residual,
+            self.final_norm,
+            eps,
+            step.sampled_tokens,
+            buffers.final,
+        )
+
+    def compute_logits(self, buffers: Activations) -> None:
+        """From the first R rows of ``buffers.final`` to ``buffers.logits``."""
+        self.operations.linear(buffers.final, self.head, buffers.logits)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all packed matrices."""
+        linears = [
+            linear
+            for layer in self.layers
+            for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)
+        ]
+        return self.embedding.num_bytes + sum(m.num_bytes for m in (*linears, self.head))

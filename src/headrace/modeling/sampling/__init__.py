@@ -1,0 +1,1 @@
+"""From logits to token ids and log-probabilities, batched over rows."""
