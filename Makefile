@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 # Pins of requirements.txt kind for a build that anyone can repeat; the package itself asks for ranges.
-PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet -c constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input -qq -c constraints.txt
 # What, when changed, makes an installed tree stale. Python sources do not: the install is editable.
 INSTALL_INPUTS := pyproject.toml constraints.txt $(wildcard CMakeLists.txt) \
 	$(shell find src -name '*.cpp' -o -name '*.h' -o -name '*.hpp' | sort)
