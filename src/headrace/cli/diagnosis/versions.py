@@ -1,0 +1,27 @@
+"""Versions of what headrace stands on, without importing any of it."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+import headrace
+
+_PACKAGES = ("torch", "triton", "numpy", "tokenizers", "safetensors", "huggingface-hub", "uvicorn")
+
+
+def describe_versions() -> list[tuple[str, str]]:
+    """Pairs of a package and its version, for people."""
+    return [
+        ("headrace", headrace.__version__),
+        ("Python", f"{platform.python_version()} at {sys.executable}"),
+        *((package, _version(package)) for package in _PACKAGES),
+    ]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
