@@ -1,0 +1,172 @@
+// The face between the program and the kernels: their arguments, and a table for each instruction
+// set. Plain data only; every buffer stays in place for the life of a program.
+#pragma once
+
+#include <cstdint>
+
+#include "threads.hpp"
+
+namespace headrace {
+
+// What one step brings: T tokens of S sequences, R of them sampled.
+struct Step {
+    int32_t tokens;
+    int32_t sequences;
+    int32_t sampled;
+};
+
+// Which number of a step counts the rows of a buffer.
+enum class Rows { tokens, sampled };
+
+static inline int32_t row_count(Rows rows, const Step& step) {
+    return rows == Rows::tokens ? step.tokens : step.sampled;
+}
+
+enum class Type { float32, bfloat16 };
+
+// How a matrix is laid out: tiles of 32 rows (outputs), interleaved along K so that a vector holds
+// one 32-bit unit of each of its rows. Rows past N are zero.
+//   float32   unit = 1 element:                        [N/32][K][32]
+//   bfloat16  unit = 2 neighbours of K:                [N/32][K/2][32][2]
+//   q8_0      blocks of 32 of K, unit = 4 bytes:       [N/32][K/32]{scale[32] f16, [8][32][4]}
+//             bytes hold the quant + 128
+//   q4_0      as GGUF's, quant 0..15 with offset 8:    [N/32][K/32]{scale[32] f16, [4][32][4]}
+//             unit p holds quants 4p.. in the low and 16 + 4p.. in the high nibbles
+//   q4_1      with a minimum:             [N/32][K/32]{scale[32], minimum[32] f16, [4][32][4]}
+enum class Format { float32, bfloat16, q8_0, q4_0, q4_1 };
+
+constexpr int64_t kMaxHeadDim = 256;
+constexpr int kTileRows = 32;
+constexpr int kBlock = 32;
+
+// Bytes of one tile of 32 rows with K columns (K even for bfloat16, a multiple of 32 for blocks).
+static inline int64_t tile_bytes(Format format, int64_t k) {
+    switch (format) {
+        case Format::float32: return k * kTileRows * 4;
+        case Format::bfloat16: return k * kTileRows * 2;
+        case Format::q8_0: return k / kBlock * (64 + 1024);
+        case Format::q4_0: return k / kBlock * (64 + 512);
+        case Format::q4_1: return k / kBlock * (128 + 512);
+    }
+    return 0;
+}
+
+// Bytes of one row of activations once packed for a matrix of this format.
+static inline int64_t packed_row_bytes(Format format, int64_t k) {
+    switch (format) {
+        case Format::float32: return k * 4;
+        case Format::bfloat16: return k * 2;
+        default: return k + k / kBlock * 8;
+    }
+}
+
+struct Matrix {
+    const uint8_t* tiles;
+    Format format;
+    int64_t n;
+    int64_t k;
+};
+
+struct Embed {
+    const int32_t* token_ids;
+    Matrix table;
+    float* out;
+};
+
+struct Norm {
+    const void* delta;  // null: nothing is added
+    Type delta_type;
+    float* residual;
+    const float* weight;
+    float eps;
+    const int32_t* sampled;  // null: every token; the residual is then updated
+    void* out;
+    Type out_type;
+    int64_t hidden;
+};
+
+struct LinearCall {
+    Rows rows;
+    const void* x;
+    Type x_type;
+    Matrix weight;
+    const float* bias;  // null: none
+    void* out;
+    Type out_type;
+    uint8_t* scratch;
+};
+
+// Pages of keys [blocks][kv_heads][block/16][units of head_dim][16][per unit] and of values
+// [blocks][kv_heads][units of block][head_dim][per unit], where a 32-bit unit holds 2 bfloat16 or
+// 1 float32: a vector holds one unit of 16 positions (keys) or of 16 dimensions (values).
+struct Cache {
+    void* keys;
+    void* values;
+    Type type;
+    int64_t blocks;
+    int64_t block_size;
+};
+
+struct Heads {
+    int64_t query;
+    int64_t kv;
+    int64_t dim;
+};
+
+struct Rotary {
+    void* qkv;
+    Type type;
+    const float* cos_sin;
+    int64_t max_position;
+    const float* query_norm;  // null: no norms
+    const float* key_norm;
+    float eps;
+    Heads heads;
+    Cache cache;
+    const int32_t* positions;
+    const int32_t* slots;
+};
+
+struct Attention {
+    const void* qkv;
+    Type type;
+    float scale;
+    int64_t window;  // 0: unlimited
+    Heads heads;
+    Cache cache;
+    const int32_t* query_start;
+    const int32_t* context_lengths;
+    const int32_t* rows;
+    const int32_t* block_tables;
+    int64_t max_rows;
+    int64_t max_blocks;
+    void* out;
+};
+
+struct Activation {
+    const void* gate_up;
+    void* out;
+    Type type;
+    int64_t width;
+};
+
+struct Greedy {
+    const float* logits;
+    int64_t rows;
+    int64_t vocab;
+    int32_t* token;
+    float* logprob;
+};
+
+struct KernelTable {
+    const char* name;
+    void (*embed)(const Embed&, const Step&, Worker&);
+    void (*norm)(const Norm&, const Step&, Worker&);
+    void (*linear)(const LinearCall&, const Step&, Worker&);
+    void (*rotary)(const Rotary&, const Step&, Worker&);
+    void (*attention)(const Attention&, const Step&, Worker&);
+    void (*activation)(const Activation&, const Step&, Worker&);
+    void (*greedy)(const Greedy&, Worker&);
+};
+
+}  // namespace headrace

@@ -1,0 +1,324 @@
+// headrace.kernels._native: thread pool, matrices, caches and programs, for Python.
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "buffers.hpp"
+#include "program.hpp"
+#include "table.hpp"
+
+namespace headrace {
+namespace {
+
+using OptionalArray = std::optional<Array>;
+
+const KernelTable& find_kernels(const std::string& name) {
+    std::string names;
+    for (const KernelTable* table : supported_kernels()) {
+        if (name == table->name) return *table;
+        names += std::string(names.empty() ? "" : ", ") + table->name;
+    }
+    throw std::invalid_argument("this machine has no kernels \"" + name + "\", only: " +
+                                (names.empty() ? "none" : names));
+}
+
+Format parse_format(const std::string& name) {
+    if (name == "float32") return Format::float32;
+    if (name == "bfloat16") return Format::bfloat16;
+    if (name == "q8_0") return Format::q8_0;
+    if (name == "q4_0") return Format::q4_0;
+    if (name == "q4_1") return Format::q4_1;
+    throw std::invalid_argument("unknown matrix format \"" + name + "\"");
+}
+
+// A matrix [n, k] in the interleaved layout of its format.
+struct PyMatrix {
+    PyMatrix(Array data, const std::string& format, int64_t n, int64_t k) : array(data) {
+        if (n < 1 || k < 1) throw std::invalid_argument("a matrix needs n and k of at least 1");
+        matrix.format = parse_format(format);
+        const int64_t multiple = matrix.format == Format::float32    ? 1
+                                 : matrix.format == Format::bfloat16 ? 2
+                                                                     : kBlock;
+        if (k % multiple != 0) {
+            throw std::invalid_argument("k of a " + format + " matrix must be a multiple of " +
+                                        std::to_string(multiple) + ", not " + std::to_string(k));
+        }
+        const int64_t tiles = (n + kTileRows - 1) / kTileRows;
+        matrix.tiles = bytes("data", array, tiles * tile_bytes(matrix.format, k));
+        matrix.n = n;
+        matrix.k = k;
+    }
+    Array array;
+    Matrix matrix{};
+};
+
+// Pages of one layer.
+struct PyCache {
+    PyCache(Array keys_, Array values_, int64_t kv_heads, int64_t head_dim, int64_t block_size)
+        : keys(keys_), values(values_), kv_heads(kv_heads), head_dim(head_dim) {
+        if (head_dim < 32 || head_dim % 32 != 0 || head_dim > kMaxHeadDim) {
+            throw std::invalid_argument("head_dim must be a multiple of 32 up to " +
+                                        std::to_string(kMaxHeadDim) + ", not " +
+                                        std::to_string(head_dim));
+        }
+        if (block_size < 16 || block_size % 16 != 0) {
+            throw std::invalid_argument("block_size must be a multiple of 16, not " +
+                                        std::to_string(block_size));
+        }
+        cache.type = float_type("keys", keys);
+        check_same_type("values", float_type("values", values), cache.type);
+        const int64_t width = kv_heads * block_size * head_dim;
+        check_shape("keys", keys, {kAny, width});
+        check_shape("values", values, {static_cast<int64_t>(keys.shape(0)), width});
+        cache.keys = keys.data();
+        cache.values = values.data();
+        cache.blocks = static_cast<int64_t>(keys.shape(0));
+        cache.block_size = block_size;
+    }
+    Array keys, values;
+    int64_t kv_heads, head_dim;
+    Cache cache{};
+};
+
+// Checks each call against the capacity and keeps its arrays alive.
+class PyProgram {
+  public:
+    PyProgram(const std::string& kernels, int32_t tokens, int32_t sequences, int32_t sampled)
+        : program_(find_kernels(kernels), Step{tokens, sequences, sampled}) {
+        if (tokens < 1 || sequences < 1 || sampled < 1) {
+            throw std::invalid_argument("a program needs room for at least one of each");
+        }
+    }
+
+    void embed(Array token_ids, const PyMatrix& table, Array out) {
+        Embed call{};
+        call.token_ids = integers("token_ids", token_ids, {tokens()});
+        call.table = table.matrix;
+        call.out = floats("out", out, {tokens(), table.matrix.k});
+        program_.add(call);
+        keep({token_ids, table.array, out});
+    }
+
+    void norm(OptionalArray delta, Array residual, Array weight, float eps, OptionalArray sampled,
+              Array out) {
+        Norm call{};
+        check_shape("weight", weight, {kAny});
+        call.hidden = static_cast<int64_t>(weight.shape(0));
+        call.weight = floats("weight", weight, {call.hidden});
+        call.residual = floats("residual", residual, {tokens(), call.hidden});
+        call.eps = eps;
+        if (delta) {
+            call.delta_type = float_type("delta", *delta);
+            check_shape("delta", *delta, {tokens(), call.hidden});
+            call.delta = delta->data();
+            keep({*delta});
+        }
+        if (sampled) {
+            call.sampled = integers("sampled_tokens", *sampled, {program_.capacity().sampled});
+            keep({*sampled});
+        }
+        call.out_type = float_type("out", out);
+        check_shape("out", out, {sampled ? program_.capacity().sampled : tokens(), call.hidden});
+        call.out = out.data();
+        program_.add(call, "norm");
+        keep({residual, weight, out});
+    }
+
+    void linear(Array x, const PyMatrix& weight, OptionalArray bias, Array out, bool sampled) {
+        LinearCall call{};
+        call.rows = sampled ? Rows::sampled : Rows::tokens;
+        const int64_t rows = row_count(call.rows, program_.capacity());
+        call.x_type = float_type("x", x);
+        check_shape("x", x, {rows, weight.matrix.k});
+        call.x = x.data();
+        call.weight = weight.matrix;
+        if (bias) {
+            call.bias = floats("bias", *bias, {weight.matrix.n});
+            keep({*bias});
+        }
+        call.out_type = float_type("out", out);
+        check_shape("out", out, {rows, weight.matrix.n});
+        call.out = out.data();
+        program_.add(call);
+        keep({x, weight.array, out});
+    }
+
+    void rotary(Array qkv, Array cos_sin, OptionalArray query_norm, OptionalArray key_norm,
+                float eps, int64_t num_heads, const PyCache& cache, Array positions, Array slots) {
+        Rotary call{};
+        call.heads = heads(num_heads, cache);
+        call.cache = cache.cache;
+        call.type = float_type("qkv", qkv);
+        check_same_type("qkv", call.type, cache.cache.type);
+        check_shape("qkv", qkv, {tokens(), (num_heads + 2 * cache.kv_heads) * cache.head_dim});
+        call.qkv = qkv.data();
+        call.cos_sin = floats("cos_sin", cos_sin, {kAny, cache.head_dim});
+        call.max_position = static_cast<int64_t>(cos_sin.shape(0));
+        if (query_norm.has_value() != key_norm.has_value()) {
+            throw std::invalid_argument("queries and keys are normalised both or not at all");
+        }
+        if (query_norm) {
+            call.query_norm = floats("query_norm", *query_norm, {cache.head_dim});
+            call.key_norm = floats("key_norm", *key_norm, {cache.head_dim});
+            keep({*query_norm, *key_norm});
+        }
+        call.eps = eps;
+        call.positions = integers("positions", positions, {tokens()});
+        call.slots = integers("cache_slots", slots, {tokens()});
+        program_.add(call);
+        keep({qkv, cos_sin, cache.keys, cache.values, positions, slots});
+    }
+
+    void attention(Array qkv, float scale, int64_t window, int64_t num_heads, const PyCache& cache,
+                   Array query_start, Array context_lengths, Array rows, Array block_tables,
+                   Array out) {
+        Attention call{};
+        call.heads = heads(num_heads, cache);
+        call.cache = cache.cache;
+        call.scale = scale;
+        if (window < 0) throw std::invalid_argument("a sliding window must not be negative");
+        call.window = window;
+        call.type = float_type("qkv", qkv);
+        check_same_type("qkv", call.type, cache.cache.type);
+        check_shape("qkv", qkv, {tokens(), (num_heads + 2 * cache.kv_heads) * cache.head_dim});
+        call.qkv = qkv.data();
+        const int64_t sequences = program_.capacity().sequences;
+        call.query_start = integers("query_start", query_start, {sequences + 1});
+        call.context_lengths = integers("context_lengths", context_lengths, {sequences});
+        call.rows = integers("rows", rows, {sequences});
+        call.block_tables = integers("block_tables", block_tables, {kAny, kAny});
+        call.max_rows = static_cast<int64_t>(block_tables.shape(0));
+        call.max_blocks = static_cast<int64_t>(block_tables.shape(1));
+        check_same_type("out", float_type("out", out), call.type);
+        check_shape("out", out, {tokens(), num_heads * cache.head_dim});
+        call.out = out.data();
+        program_.add(call);
+        keep({qkv, cache.keys, cache.values, query_start, context_lengths, rows, block_tables,
+              out});
+    }
+
+    void activation(Array gate_up, Array out) {
+        Activation call{};
+        call.type = float_type("gate_up", gate_up);
+        check_same_type("out", float_type("out", out), call.type);
+        check_shape("out", out, {tokens(), kAny});
+        call.width = static_cast<int64_t>(out.shape(1));
+        check_shape("gate_up", gate_up, {tokens(), 2 * call.width});
+        call.gate_up = gate_up.data();
+        call.out = out.data();
+        program_.add(call);
+        keep({gate_up, out});
+    }
+
+    int64_t scratch_bytes() const { return program_.scratch_bytes(); }
+
+    void set_scratch(Array scratch) {
+        program_.set_scratch(bytes("scratch", scratch, program_.scratch_bytes()),
+                             static_cast<int64_t>(scratch.shape(0)));
+        keep({scratch});
+    }
+
+    void run(ThreadPool& pool, int32_t tokens, int32_t sequences, int32_t sampled) {
+        program_.run(pool, Step{tokens, sequences, sampled});
+    }
+
+    void set_profiling(bool on) { program_.set_profiling(on); }
+    std::vector<std::pair<std::string, double>> profile() const { return program_.profile(); }
+
+  private:
+    int64_t tokens() const { return program_.capacity().tokens; }
+
+    static Heads heads(int64_t num_heads, const PyCache& cache) {
+        if (num_heads < 1 || num_heads % cache.kv_heads != 0) {
+            throw std::invalid_argument("the number of heads must be a multiple of " +
+                                        std::to_string(cache.kv_heads) + ", not " +
+                                        std::to_string(num_heads));
+        }
+        return Heads{num_heads, cache.kv_heads, cache.head_dim};
+    }
+
+    void keep(std::initializer_list<Array> arrays) {
+        kept_.insert(kept_.end(), arrays.begin(), arrays.end());
+    }
+
+    Program program_;
+    std::vector<Array> kept_;
+};
+
+void greedy(ThreadPool& pool, const std::string& kernels, Array logits, Array token,
+            OptionalArray logprob) {
+    Greedy call{};
+    call.logits = floats("logits", logits, {kAny, kAny});
+    call.rows = static_cast<int64_t>(logits.shape(0));
+    call.vocab = static_cast<int64_t>(logits.shape(1));
+    if (call.vocab < 1) throw std::invalid_argument("logits have no columns");
+    call.token = integers("token", token, {call.rows});
+    if (logprob) call.logprob = floats("logprob", *logprob, {call.rows});
+    const KernelTable& table = find_kernels(kernels);
+    const nb::gil_scoped_release release;
+    pool.run([&](Worker& worker) { table.greedy(call, worker); });
+}
+
+}  // namespace
+}  // namespace headrace
+
+NB_MODULE(_native, module) {
+    using namespace headrace;
+    using namespace nanobind::literals;
+
+    module.def("supported_kernels", [] {
+        std::vector<std::string> names;
+        for (const KernelTable* table : supported_kernels()) names.emplace_back(table->name);
+        return names;
+    }, "Instruction sets with kernels that this machine can run, the fastest first.");
+
+    nb::class_<ThreadPool>(module, "ThreadPool")
+        .def("__init__", [](ThreadPool* self, int threads, const std::vector<int>& cpus) {
+            if (threads < 1 || threads > 1024) {
+                throw std::invalid_argument("threads must be from 1 to 1024, not " +
+                                            std::to_string(threads));
+            }
+            if (!cpus.empty() && cpus.size() != static_cast<size_t>(threads)) {
+                throw std::invalid_argument("a pinned pool needs one CPU for each thread");
+            }
+            new (self) ThreadPool(threads, cpus);
+        }, "threads"_a, "cpus"_a = std::vector<int>{})
+        .def_prop_ro("size", &ThreadPool::size);
+
+    nb::class_<PyMatrix>(module, "Matrix")
+        .def(nb::init<Array, const std::string&, int64_t, int64_t>(), "data"_a.noconvert(),
+             "format"_a, "n"_a, "k"_a);
+
+    nb::class_<PyCache>(module, "Cache")
+        .def(nb::init<Array, Array, int64_t, int64_t, int64_t>(), "keys"_a.noconvert(),
+             "values"_a.noconvert(), "kv_heads"_a, "head_dim"_a, "block_size"_a);
+
+    nb::class_<PyProgram>(module, "Program")
+        .def(nb::init<const std::string&, int32_t, int32_t, int32_t>(), "kernels"_a, "tokens"_a,
+             "sequences"_a, "sampled"_a)
+        .def("embed", &PyProgram::embed, "token_ids"_a.noconvert(), "table"_a,
+             "out"_a.noconvert())
+        .def("norm", &PyProgram::norm, "delta"_a.noconvert().none(), "residual"_a.noconvert(),
+             "weight"_a.noconvert(), "eps"_a, "sampled_tokens"_a.noconvert().none(),
+             "out"_a.noconvert())
+        .def("linear", &PyProgram::linear, "x"_a.noconvert(), "weight"_a,
+             "bias"_a.noconvert().none(), "out"_a.noconvert(), "sampled"_a)
+        .def("rotary", &PyProgram::rotary, "qkv"_a.noconvert(), "cos_sin"_a.noconvert(),
+             "query_norm"_a.noconvert().none(), "key_norm"_a.noconvert().none(), "eps"_a,
+             "num_heads"_a, "cache"_a, "positions"_a.noconvert(), "cache_slots"_a.noconvert())
+        .def("attention", &PyProgram::attention, "qkv"_a.noconvert(), "scale"_a, "window"_a,
+             "num_heads"_a, "cache"_a, "query_start"_a.noconvert(),
+             "context_lengths"_a.noconvert(), "rows"_a.noconvert(), "block_tables"_a.noconvert(),
+             "out"_a.noconvert())
+        .def("activation", &PyProgram::activation, "gate_up"_a.noconvert(), "out"_a.noconvert())
+        .def_prop_ro("scratch_bytes", &PyProgram::scratch_bytes)
+        .def("set_scratch", &PyProgram::set_scratch, "scratch"_a.noconvert())
+        .def("run", &PyProgram::run, "pool"_a, "tokens"_a, "sequences"_a, "sampled"_a,
+             nb::call_guard<nb::gil_scoped_release>())
+        .def("set_profiling", &PyProgram::set_profiling, "on"_a)
+        .def("profile", &PyProgram::profile);
+
+    module.def("greedy", &greedy, "pool"_a, "kernels"_a, "logits"_a.noconvert(),
+               "token"_a.noconvert(), "logprob"_a.noconvert().none());
+}

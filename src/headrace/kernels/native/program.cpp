@@ -1,0 +1,188 @@
+#include "program.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <stdexcept>
+
+namespace headrace {
+namespace {
+
+// The most rows that a kernel packs together, of any instruction set.
+constexpr int64_t kMostPackedRows = 16;
+
+std::string address(const void* p) { return std::to_string(reinterpret_cast<uintptr_t>(p)); }
+
+void check_range(const char* what, int64_t index, int64_t value, int64_t bound) {
+    if (value >= 0 && value < bound) return;
+    throw std::out_of_range(std::string(what) + "[" + std::to_string(index) + "] is " +
+                            std::to_string(value) + ", which is not in [0, " +
+                            std::to_string(bound) + ")");
+}
+
+void check_size(const char* what, int64_t value, int64_t bound) {
+    if (value >= 0 && value <= bound) return;
+    throw std::invalid_argument("a step of " + std::to_string(value) + " " + what +
+                                " was given to a program for up to " + std::to_string(bound));
+}
+
+void check_sequences(const Attention& call, const Step& step) {
+    if (step.sequences == 0) return;
+    if (call.query_start[0] != 0 || call.query_start[step.sequences] != step.tokens) {
+        throw std::out_of_range("query_start does not go from 0 to the number of tokens");
+    }
+    for (int64_t s = 0; s < step.sequences; ++s) {
+        const int64_t tokens = call.query_start[s + 1] - call.query_start[s];
+        const int64_t context = call.context_lengths[s];
+        check_range("query_start", s, tokens, int64_t{step.tokens} + 1);
+        check_range("context_lengths", s, context - tokens, context + 1);
+        const int64_t pages = (context + call.cache.block_size - 1) / call.cache.block_size;
+        check_range("context_lengths (in blocks)", s, pages, call.max_blocks + 1);
+    }
+}
+
+void check_pages(const Attention& call, int64_t max_rows, const Step& step) {
+    for (int64_t s = 0; s < step.sequences; ++s) {
+        check_range("rows", s, call.rows[s], max_rows);
+        const int32_t* pages = call.block_tables + call.rows[s] * call.max_blocks;
+        const int64_t count =
+            (call.context_lengths[s] + call.cache.block_size - 1) / call.cache.block_size;
+        for (int64_t i = 0; i < count; ++i) {
+            check_range("block_tables", i, pages[i], call.cache.blocks);
+        }
+    }
+}
+
+}  // namespace
+
+Program::Program(const KernelTable& kernels, Step capacity)
+    : kernels_(kernels), capacity_(capacity) {}
+
+void Program::add_operation(std::string name, std::function<void(const Step&, Worker&)> run) {
+    operations_.push_back({std::move(name), std::move(run)});
+    seconds_.push_back(0.0);
+}
+
+// Layers read the same step buffers: a check is made once a step, whoever asked for it.
+void Program::add_check(std::string key, Check check) {
+    checks_.emplace(std::move(key), std::move(check));
+}
+
+void Program::add(const Embed& call) {
+    add_check("ids " + address(call.token_ids) + " " + std::to_string(call.table.n),
+              [call](const Step& step) {
+                  for (int64_t t = 0; t < step.tokens; ++t) {
+                      check_range("token_ids", t, call.token_ids[t], call.table.n);
+                  }
+              });
+    add_operation("embed", [this, call](const Step& step, Worker& worker) {
+        kernels_.embed(call, step, worker);
+    });
+}
+
+void Program::add(const Norm& call, const char* name) {
+    if (call.sampled != nullptr) {
+        add_check("sampled " + address(call.sampled), [call](const Step& step) {
+            for (int64_t r = 0; r < step.sampled; ++r) {
+                check_range("sampled_tokens", r, call.sampled[r], step.tokens);
+            }
+        });
+    }
+    add_operation(name, [this, call](const Step& step, Worker& worker) {
+        kernels_.norm(call, step, worker);
+    });
+}
+
+void Program::add(const LinearCall& call) {
+    const int64_t rows = row_count(call.rows, capacity_) + kMostPackedRows;
+    scratch_bytes_ =
+        std::max(scratch_bytes_, rows * packed_row_bytes(call.weight.format, call.weight.k));
+    const std::string name =
+        "linear " + std::to_string(call.weight.n) + "x" + std::to_string(call.weight.k);
+    add_operation(name, [this, call](const Step& step, Worker& worker) {
+        LinearCall placed = call;
+        placed.scratch = scratch_;
+        kernels_.linear(placed, step, worker);
+    });
+}
+
+void Program::add(const Rotary& call) {
+    const int64_t slots = call.cache.blocks * call.cache.block_size;
+    add_check("slots " + address(call.slots) + " " + std::to_string(slots),
+              [call, slots](const Step& step) {
+                  for (int64_t t = 0; t < step.tokens; ++t) {
+                      check_range("cache_slots", t, call.slots[t], slots);
+                  }
+              });
+    add_check("positions " + address(call.positions) + " " + std::to_string(call.max_position),
+              [call](const Step& step) {
+                  for (int64_t t = 0; t < step.tokens; ++t) {
+                      check_range("positions", t, call.positions[t], call.max_position);
+                  }
+              });
+    add_operation("rotary", [this, call](const Step& step, Worker& worker) {
+        kernels_.rotary(call, step, worker);
+    });
+}
+
+void Program::add(const Attention& call) {
+    add_check("sequences " + address(call.query_start) + " " + address(call.block_tables) + " " +
+                  std::to_string(call.cache.blocks) + " " + std::to_string(call.cache.block_size),
+              [call](const Step& step) {
+                  check_sequences(call, step);
+                  check_pages(call, call.max_rows, step);
+              });
+    add_operation("attention", [this, call](const Step& step, Worker& worker) {
+        kernels_.attention(call, step, worker);
+    });
+}
+
+void Program::add(const Activation& call) {
+    add_operation("activation", [this, call](const Step& step, Worker& worker) {
+        kernels_.activation(call, step, worker);
+    });
+}
+
+void Program::set_scratch(uint8_t* scratch, int64_t bytes) {
+    scratch_ = scratch;
+    given_scratch_ = bytes;
+}
+
+void Program::run(ThreadPool& pool, const Step& step) {
+    check_size("tokens", step.tokens, capacity_.tokens);
+    check_size("sequences", step.sequences, capacity_.sequences);
+    check_size("sampled tokens", step.sampled, capacity_.sampled);
+    if (given_scratch_ < scratch_bytes_) {
+        throw std::invalid_argument("the program needs " + std::to_string(scratch_bytes_) +
+                                    " bytes of scratch and has " + std::to_string(given_scratch_));
+    }
+    for (const auto& [key, check] : checks_) check(step);
+    using Clock = std::chrono::steady_clock;
+    pool.run([this, &step](Worker& worker) {
+        const bool timed = profiling_ && worker.index() == 0;
+        auto before = Clock::now();
+        for (size_t i = 0; i < operations_.size(); ++i) {
+            operations_[i].run(step, worker);
+            worker.next_phase();
+            if (timed) {
+                const auto after = Clock::now();
+                seconds_[i] += std::chrono::duration<double>(after - before).count();
+                before = after;
+            }
+        }
+    });
+}
+
+void Program::set_profiling(bool on) {
+    profiling_ = on;
+    std::fill(seconds_.begin(), seconds_.end(), 0.0);
+}
+
+std::vector<std::pair<std::string, double>> Program::profile() const {
+    std::vector<std::pair<std::string, double>> result;
+    for (size_t i = 0; i < operations_.size(); ++i) {
+        result.emplace_back(operations_[i].name, seconds_[i]);
+    }
+    return result;
+}
+
+}  // namespace headrace

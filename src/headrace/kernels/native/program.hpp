@@ -1,0 +1,62 @@
+// A flat list of kernel calls over buffers in place, replayed with a step's T, S and R.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernel_table.hpp"
+
+namespace headrace {
+
+class Program {
+  public:
+    // `capacity` bounds every step; each recorded buffer must hold so many rows.
+    Program(const KernelTable& kernels, Step capacity);
+
+    const Step& capacity() const { return capacity_; }
+    const KernelTable& kernels() const { return kernels_; }
+
+    void add(const Embed& call);
+    void add(const Norm& call, const char* name);
+    void add(const LinearCall& call);
+    void add(const Rotary& call);
+    void add(const Attention& call);
+    void add(const Activation& call);
+
+    // Bytes that linear calls need beside their operands.
+    int64_t scratch_bytes() const { return scratch_bytes_; }
+    void set_scratch(uint8_t* scratch, int64_t bytes);
+
+    // Throws std::invalid_argument or std::out_of_range, before anything is computed, where the
+    // step exceeds the capacity or an index in a step buffer leaves what it indexes.
+    void run(ThreadPool& pool, const Step& step);
+
+    // While on, run() adds up the time of each call as worker 0 sees it.
+    void set_profiling(bool on);
+    std::vector<std::pair<std::string, double>> profile() const;
+
+  private:
+    struct Operation {
+        std::string name;
+        std::function<void(const Step&, Worker&)> run;
+    };
+    using Check = std::function<void(const Step&)>;
+
+    void add_operation(std::string name, std::function<void(const Step&, Worker&)> run);
+    void add_check(std::string key, Check check);
+
+    const KernelTable& kernels_;
+    const Step capacity_;
+    std::vector<Operation> operations_;
+    std::map<std::string, Check> checks_;
+    uint8_t* scratch_ = nullptr;
+    int64_t scratch_bytes_ = 0;
+    int64_t given_scratch_ = 0;
+    bool profiling_ = false;
+    std::vector<double> seconds_;
+};
+
+}  // namespace headrace

@@ -1,0 +1,20 @@
+// The kernels of one instruction set, by name.
+#include "table.hpp"
+
+namespace headrace::HEADRACE_ISA {
+
+void embed(const Embed&, const Step&, Worker&);
+void norm(const Norm&, const Step&, Worker&);
+void linear(const LinearCall&, const Step&, Worker&);
+void rotary(const Rotary&, const Step&, Worker&);
+void attention(const Attention&, const Step&, Worker&);
+void activation(const Activation&, const Step&, Worker&);
+void greedy(const Greedy&, Worker&);
+
+#define HEADRACE_STRING_(x) #x
+#define HEADRACE_STRING(x) HEADRACE_STRING_(x)
+
+const KernelTable kernels = {HEADRACE_STRING(HEADRACE_ISA), embed,     norm,       linear,
+                             rotary,                        attention, activation, greedy};
+
+}  // namespace headrace::HEADRACE_ISA

@@ -1,0 +1,23 @@
+// Which kernels exist, and which of them this machine can run.
+#pragma once
+
+#include <vector>
+
+#include "kernel_table.hpp"
+
+namespace headrace {
+
+namespace avx2 {
+extern const KernelTable kernels;
+}
+namespace avx512 {
+extern const KernelTable kernels;
+}
+namespace avx512_bf16 {
+extern const KernelTable kernels;
+}
+
+// Tables that the machine can run, the fastest first; empty below AVX2 with FMA and F16C.
+std::vector<const KernelTable*> supported_kernels();
+
+}  // namespace headrace
