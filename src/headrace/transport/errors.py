@@ -1,4 +1,4 @@
-"""What clients are told when a request fails: statuses and the two JSON shapes, TGI's and OpenAI's."""
+"""What clients are told when a request fails: statuses, and TGI's and OpenAI's JSON shapes."""
 
 from __future__ import annotations
 

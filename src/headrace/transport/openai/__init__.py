@@ -1,0 +1,1 @@
+"""OpenAI's routes: bodies, replies and events."""

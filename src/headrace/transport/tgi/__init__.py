@@ -1,0 +1,1 @@
+"""TGI's own routes: bodies, replies and events."""
