@@ -7,6 +7,7 @@ process: after its death the transport opens a fresh one, so that no stale messa
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import tempfile
@@ -64,8 +65,10 @@ class TransportChannel:
         loop.call_soon(self.drain)
 
     def send(self, message: ToEngine) -> None:
-        """Queue one message; never blocks."""
-        self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+        """Queue one message; never blocks. It is lost where no engine is connected."""
+        # An engine that is not connected is starting or dead: its supervisor knows either.
+        with contextlib.suppress(zmq.Again):
+            self._socket.send(self._encoder.encode(message), zmq.NOBLOCK)
         # ZeroMQ's descriptor is edge-triggered and a send may swallow the edge of a receive.
         if self._loop is not None:
             self._loop.call_soon(self.drain)
