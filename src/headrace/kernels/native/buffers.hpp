@@ -30,18 +30,16 @@ inline std::string shape_of(const Array& array) {
     throw std::invalid_argument(std::string(name) + " " + why);
 }
 
-// A contiguous array of these sizes; the first may be larger, for row buffers of a larger capacity.
+// A contiguous array of these sizes.
 inline void check_shape(const char* name, const Array& array,
                         std::initializer_list<int64_t> sizes) {
     std::string expected = "[";
     bool fits = array.ndim() == sizes.size();
     size_t i = 0;
     for (const int64_t size : sizes) {
-        expected += (i == 0 ? "" : ", ") + (size == kAny ? "any" : std::to_string(size)) +
-                    (i == 0 ? " or more" : "");
+        expected += (i == 0 ? "" : ", ") + (size == kAny ? "any" : std::to_string(size));
         if (fits && size != kAny) {
-            const auto actual = static_cast<int64_t>(array.shape(i));
-            fits = i == 0 ? actual >= size : actual == size;
+            fits = static_cast<int64_t>(array.shape(i)) == size;
         }
         ++i;
     }

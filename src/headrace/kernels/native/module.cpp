@@ -81,23 +81,19 @@ struct PyCache {
     Cache cache{};
 };
 
-// Checks each call against the capacity and keeps its arrays alive.
+// Checks the arrays of each call and keeps them alive; their rows bound the steps to come.
 class PyProgram {
   public:
-    PyProgram(const std::string& kernels, int32_t tokens, int32_t sequences, int32_t sampled)
-        : program_(find_kernels(kernels), Step{tokens, sequences, sampled}) {
-        if (tokens < 1 || sequences < 1 || sampled < 1) {
-            throw std::invalid_argument("a program needs room for at least one of each");
-        }
-    }
+    explicit PyProgram(const std::string& kernels) : program_(find_kernels(kernels)) {}
 
     void embed(Array token_ids, const PyMatrix& table, Array out) {
         Embed call{};
-        call.token_ids = integers("token_ids", token_ids, {tokens()});
+        call.token_ids = integers("token_ids", token_ids, {kAny});
         call.table = table.matrix;
-        call.out = floats("out", out, {tokens(), table.matrix.k});
+        call.out = floats("out", out, {kAny, table.matrix.k});
         program_.add(call);
-        keep({token_ids, table.array, out});
+        token_rows({token_ids, out});
+        keep({table.array});
     }
 
     void norm(OptionalArray delta, Array residual, Array weight, float eps, OptionalArray sampled,
@@ -106,31 +102,32 @@ class PyProgram {
         check_shape("weight", weight, {kAny});
         call.hidden = static_cast<int64_t>(weight.shape(0));
         call.weight = floats("weight", weight, {call.hidden});
-        call.residual = floats("residual", residual, {tokens(), call.hidden});
+        call.residual = floats("residual", residual, {kAny, call.hidden});
         call.eps = eps;
         if (delta) {
             call.delta_type = float_type("delta", *delta);
-            check_shape("delta", *delta, {tokens(), call.hidden});
+            check_shape("delta", *delta, {kAny, call.hidden});
             call.delta = delta->data();
-            keep({*delta});
+            token_rows({*delta});
         }
         if (sampled) {
-            call.sampled = integers("sampled_tokens", *sampled, {program_.capacity().sampled});
-            keep({*sampled});
+            call.sampled = integers("sampled_tokens", *sampled, {kAny});
+            sampled_rows({*sampled, out});
         }
         call.out_type = float_type("out", out);
-        check_shape("out", out, {sampled ? program_.capacity().sampled : tokens(), call.hidden});
+        check_shape("out", out, {kAny, call.hidden});
         call.out = out.data();
         program_.add(call, "norm");
-        keep({residual, weight, out});
+        token_rows({residual});
+        if (!sampled) token_rows({out});
+        keep({weight});
     }
 
     void linear(Array x, const PyMatrix& weight, OptionalArray bias, Array out, bool sampled) {
         LinearCall call{};
         call.rows = sampled ? Rows::sampled : Rows::tokens;
-        const int64_t rows = row_count(call.rows, program_.capacity());
         call.x_type = float_type("x", x);
-        check_shape("x", x, {rows, weight.matrix.k});
+        check_shape("x", x, {kAny, weight.matrix.k});
         call.x = x.data();
         call.weight = weight.matrix;
         if (bias) {
@@ -138,10 +135,15 @@ class PyProgram {
             keep({*bias});
         }
         call.out_type = float_type("out", out);
-        check_shape("out", out, {rows, weight.matrix.n});
+        check_shape("out", out, {kAny, weight.matrix.n});
         call.out = out.data();
         program_.add(call);
-        keep({x, weight.array, out});
+        if (sampled) {
+            sampled_rows({x, out});
+        } else {
+            token_rows({x, out});
+        }
+        keep({weight.array});
     }
 
     void rotary(Array qkv, Array cos_sin, OptionalArray query_norm, OptionalArray key_norm,
@@ -151,7 +153,7 @@ class PyProgram {
         call.cache = cache.cache;
         call.type = float_type("qkv", qkv);
         check_same_type("qkv", call.type, cache.cache.type);
-        check_shape("qkv", qkv, {tokens(), (num_heads + 2 * cache.kv_heads) * cache.head_dim});
+        check_shape("qkv", qkv, {kAny, (num_heads + 2 * cache.kv_heads) * cache.head_dim});
         call.qkv = qkv.data();
         call.cos_sin = floats("cos_sin", cos_sin, {kAny, cache.head_dim});
         call.max_position = static_cast<int64_t>(cos_sin.shape(0));
@@ -164,10 +166,11 @@ class PyProgram {
             keep({*query_norm, *key_norm});
         }
         call.eps = eps;
-        call.positions = integers("positions", positions, {tokens()});
-        call.slots = integers("cache_slots", slots, {tokens()});
+        call.positions = integers("positions", positions, {kAny});
+        call.slots = integers("cache_slots", slots, {kAny});
         program_.add(call);
-        keep({qkv, cos_sin, cache.keys, cache.values, positions, slots});
+        token_rows({qkv, positions, slots});
+        keep({cos_sin, cache.keys, cache.values});
     }
 
     void attention(Array qkv, float scale, int64_t window, int64_t num_heads, const PyCache& cache,
@@ -181,40 +184,41 @@ class PyProgram {
         call.window = window;
         call.type = float_type("qkv", qkv);
         check_same_type("qkv", call.type, cache.cache.type);
-        check_shape("qkv", qkv, {tokens(), (num_heads + 2 * cache.kv_heads) * cache.head_dim});
+        check_shape("qkv", qkv, {kAny, (num_heads + 2 * cache.kv_heads) * cache.head_dim});
         call.qkv = qkv.data();
-        const int64_t sequences = program_.capacity().sequences;
-        call.query_start = integers("query_start", query_start, {sequences + 1});
-        call.context_lengths = integers("context_lengths", context_lengths, {sequences});
-        call.rows = integers("rows", rows, {sequences});
+        call.query_start = integers("query_start", query_start, {kAny});
+        call.context_lengths = integers("context_lengths", context_lengths, {kAny});
+        call.rows = integers("rows", rows, {kAny});
         call.block_tables = integers("block_tables", block_tables, {kAny, kAny});
         call.max_rows = static_cast<int64_t>(block_tables.shape(0));
         call.max_blocks = static_cast<int64_t>(block_tables.shape(1));
         check_same_type("out", float_type("out", out), call.type);
-        check_shape("out", out, {tokens(), num_heads * cache.head_dim});
+        check_shape("out", out, {kAny, num_heads * cache.head_dim});
         call.out = out.data();
         program_.add(call);
-        keep({qkv, cache.keys, cache.values, query_start, context_lengths, rows, block_tables,
-              out});
+        token_rows({qkv, out});
+        sequence_rows({context_lengths, rows});
+        program_.limit_sequences(static_cast<int64_t>(query_start.shape(0)) - 1);
+        keep({cache.keys, cache.values, query_start, block_tables});
     }
 
     void activation(Array gate_up, Array out) {
         Activation call{};
         call.type = float_type("gate_up", gate_up);
         check_same_type("out", float_type("out", out), call.type);
-        check_shape("out", out, {tokens(), kAny});
+        check_shape("out", out, {kAny, kAny});
         call.width = static_cast<int64_t>(out.shape(1));
-        check_shape("gate_up", gate_up, {tokens(), 2 * call.width});
+        check_shape("gate_up", gate_up, {kAny, 2 * call.width});
         call.gate_up = gate_up.data();
         call.out = out.data();
         program_.add(call);
-        keep({gate_up, out});
+        token_rows({gate_up, out});
     }
 
     int64_t scratch_bytes() const { return program_.scratch_bytes(); }
 
     void set_scratch(Array scratch) {
-        program_.set_scratch(bytes("scratch", scratch, program_.scratch_bytes()),
+        program_.set_scratch(bytes("scratch", scratch, kAny),
                              static_cast<int64_t>(scratch.shape(0)));
         keep({scratch});
     }
@@ -227,8 +231,6 @@ class PyProgram {
     std::vector<std::pair<std::string, double>> profile() const { return program_.profile(); }
 
   private:
-    int64_t tokens() const { return program_.capacity().tokens; }
-
     static Heads heads(int64_t num_heads, const PyCache& cache) {
         if (num_heads < 1 || num_heads % cache.kv_heads != 0) {
             throw std::invalid_argument("the number of heads must be a multiple of " +
@@ -236,6 +238,27 @@ class PyProgram {
                                         std::to_string(num_heads));
         }
         return Heads{num_heads, cache.kv_heads, cache.head_dim};
+    }
+
+    void token_rows(std::initializer_list<Array> arrays) {
+        for (const Array& array : arrays) {
+            program_.limit_tokens(static_cast<int64_t>(array.shape(0)));
+        }
+        keep(arrays);
+    }
+
+    void sequence_rows(std::initializer_list<Array> arrays) {
+        for (const Array& array : arrays) {
+            program_.limit_sequences(static_cast<int64_t>(array.shape(0)));
+        }
+        keep(arrays);
+    }
+
+    void sampled_rows(std::initializer_list<Array> arrays) {
+        for (const Array& array : arrays) {
+            program_.limit_sampled(static_cast<int64_t>(array.shape(0)));
+        }
+        keep(arrays);
     }
 
     void keep(std::initializer_list<Array> arrays) {
@@ -295,8 +318,7 @@ NB_MODULE(_native, module) {
              "values"_a.noconvert(), "kv_heads"_a, "head_dim"_a, "block_size"_a);
 
     nb::class_<PyProgram>(module, "Program")
-        .def(nb::init<const std::string&, int32_t, int32_t, int32_t>(), "kernels"_a, "tokens"_a,
-             "sequences"_a, "sampled"_a)
+        .def(nb::init<const std::string&>(), "kernels"_a)
         .def("embed", &PyProgram::embed, "token_ids"_a.noconvert(), "table"_a,
              "out"_a.noconvert())
         .def("norm", &PyProgram::norm, "delta"_a.noconvert().none(), "residual"_a.noconvert(),

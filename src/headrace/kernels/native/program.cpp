@@ -54,8 +54,26 @@ void check_pages(const Attention& call, int64_t max_rows, const Step& step) {
 
 }  // namespace
 
-Program::Program(const KernelTable& kernels, Step capacity)
-    : kernels_(kernels), capacity_(capacity) {}
+void Program::limit_tokens(int64_t rows) {
+    capacity_.tokens = static_cast<int32_t>(std::min<int64_t>(capacity_.tokens, rows));
+}
+
+void Program::limit_sequences(int64_t rows) {
+    capacity_.sequences = static_cast<int32_t>(std::min<int64_t>(capacity_.sequences, rows));
+}
+
+void Program::limit_sampled(int64_t rows) {
+    capacity_.sampled = static_cast<int32_t>(std::min<int64_t>(capacity_.sampled, rows));
+}
+
+int64_t Program::scratch_bytes() const {
+    int64_t most = 0;
+    for (const LinearCall& call : linears_) {
+        const int64_t rows = row_count(call.rows, capacity_) + kMostPackedRows;
+        most = std::max(most, rows * packed_row_bytes(call.weight.format, call.weight.k));
+    }
+    return most;
+}
 
 void Program::add_operation(std::string name, std::function<void(const Step&, Worker&)> run) {
     operations_.push_back({std::move(name), std::move(run)});
@@ -93,9 +111,7 @@ void Program::add(const Norm& call, const char* name) {
 }
 
 void Program::add(const LinearCall& call) {
-    const int64_t rows = row_count(call.rows, capacity_) + kMostPackedRows;
-    scratch_bytes_ =
-        std::max(scratch_bytes_, rows * packed_row_bytes(call.weight.format, call.weight.k));
+    linears_.push_back(call);
     const std::string name =
         "linear " + std::to_string(call.weight.n) + "x" + std::to_string(call.weight.k);
     add_operation(name, [this, call](const Step& step, Worker& worker) {
@@ -151,8 +167,8 @@ void Program::run(ThreadPool& pool, const Step& step) {
     check_size("tokens", step.tokens, capacity_.tokens);
     check_size("sequences", step.sequences, capacity_.sequences);
     check_size("sampled tokens", step.sampled, capacity_.sampled);
-    if (given_scratch_ < scratch_bytes_) {
-        throw std::invalid_argument("the program needs " + std::to_string(scratch_bytes_) +
+    if (given_scratch_ < scratch_bytes()) {
+        throw std::invalid_argument("the program needs " + std::to_string(scratch_bytes()) +
                                     " bytes of scratch and has " + std::to_string(given_scratch_));
     }
     for (const auto& [key, check] : checks_) check(step);

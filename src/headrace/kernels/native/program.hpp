@@ -13,11 +13,12 @@ namespace headrace {
 
 class Program {
   public:
-    // `capacity` bounds every step; each recorded buffer must hold so many rows.
-    Program(const KernelTable& kernels, Step capacity);
+    explicit Program(const KernelTable& kernels) : kernels_(kernels) {}
 
-    const Step& capacity() const { return capacity_; }
-    const KernelTable& kernels() const { return kernels_; }
+    // A recorded buffer has this many rows of a kind: no step may bring more.
+    void limit_tokens(int64_t rows);
+    void limit_sequences(int64_t rows);
+    void limit_sampled(int64_t rows);
 
     void add(const Embed& call);
     void add(const Norm& call, const char* name);
@@ -27,7 +28,7 @@ class Program {
     void add(const Activation& call);
 
     // Bytes that linear calls need beside their operands.
-    int64_t scratch_bytes() const { return scratch_bytes_; }
+    int64_t scratch_bytes() const;
     void set_scratch(uint8_t* scratch, int64_t bytes);
 
     // Throws std::invalid_argument or std::out_of_range, before anything is computed, where the
@@ -49,11 +50,11 @@ class Program {
     void add_check(std::string key, Check check);
 
     const KernelTable& kernels_;
-    const Step capacity_;
+    Step capacity_{INT32_MAX, INT32_MAX, INT32_MAX};
     std::vector<Operation> operations_;
     std::map<std::string, Check> checks_;
     uint8_t* scratch_ = nullptr;
-    int64_t scratch_bytes_ = 0;
+    std::vector<LinearCall> linears_;
     int64_t given_scratch_ = 0;
     bool profiling_ = false;
     std::vector<double> seconds_;
