@@ -12,9 +12,10 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from headrace.link.errors import ConfigurationError, ErrorCode
+from headrace.link.errors import ErrorCode
 from headrace.transport.connection import connection_class
 from headrace.transport.errors import RequestFailure
+from headrace.transport.listening import BACKLOG, bind
 from headrace.transport.service import Service
 from headrace.transport.settings import TransportSettings
 
@@ -23,7 +24,6 @@ _log = structlog.get_logger("headrace.transport")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # For error events and last tokens to reach clients that read.
 _FLUSH_SECONDS = 5.0
-_BACKLOG = 2048
 
 
 class _Server(uvicorn.Server):
@@ -33,27 +33,6 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Signals are ``serve``'s."""
         yield
-
-
-def bind(settings: TransportSettings) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        ConfigurationError: the address is in use, not allowed or does not exist.
-    """
-    where = f"{settings.hostname}:{settings.port}"
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.hostname, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        raise ConfigurationError(f"cannot listen on {where}: {error.strerror or error}") from None
-    listener.setblocking(False)
-    return listener
 
 
 async def serve(
@@ -90,7 +69,7 @@ async def serve(
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            backlog=_BACKLOG,
+            backlog=BACKLOG,
             timeout_keep_alive=int(settings.keep_alive_timeout),
             timeout_graceful_shutdown=int(_FLUSH_SECONDS),
         )
@@ -104,6 +83,8 @@ async def serve(
                 await asyncio.sleep(0.005)
             if not task.done():
                 on_listening(listener.getsockname()[1])
+                # Made before anybody asks for it, since that takes a moment.
+                await asyncio.to_thread(app.openapi)
             leaving = asyncio.create_task(leave.wait())
             await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
             leaving.cancel()
