@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -55,7 +56,7 @@ class GenerationSpec:
 
 @dataclass(slots=True)
 class Timing:
-    """When what happened, in seconds of the event loop's clock."""
+    """When what happened, in monotonic seconds."""
 
     arrived: float
     validated: float = 0.0
@@ -80,7 +81,6 @@ class Generation:
         sampling: SamplingParams,
         context: RequestContext,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
         self._service = service
         self._stream = stream
         self._by_id = {sequence.request_id: sequence for sequence in sequences}
@@ -91,10 +91,11 @@ class Generation:
         self._deadline: asyncio.TimerHandle | None = None
         self.sequences = sequences
         self.sampling = sampling
-        self.timing = Timing(arrived=context.arrived, validated=self._loop.time())
+        self.timing = Timing(arrived=context.arrived, validated=time.monotonic())
         if context.timeout is not None:
-            self._deadline = self._loop.call_at(
-                context.arrived + context.timeout, self._miss_deadline, context.timeout
+            remaining = context.arrived + context.timeout - time.monotonic()
+            self._deadline = asyncio.get_running_loop().call_later(
+                remaining, self._miss_deadline, context.timeout
             )
 
     @property
@@ -121,7 +122,7 @@ class Generation:
             ClientGone: nobody waits any more.
         """
         outputs = await self._stream.receive()
-        now = self._loop.time()
+        now = time.monotonic()
         arrived: list[tuple[GeneratedSequence, Piece]] = []
         for output in outputs:
             sequence = self._by_id[output.request_id]
@@ -155,7 +156,7 @@ class Generation:
             self._deadline.cancel()
         self._stream.close()
         self._service.admission.leave(len(self.sequences))
-        self.timing.ended = self._loop.time()
+        self.timing.ended = time.monotonic()
         self._context.prompt_tokens = self.prompt_tokens
         self._context.generated_tokens = self.generated_tokens
         if self.finished:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class RequestContext:
 
     Attributes:
         request_id: The client's own ``x-request-id`` where it is printable, else a fresh one.
-        arrived: Event loop time.
+        arrived: Monotonic seconds.
         timeout: Seconds until the deadline; ``None``: no deadline.
         direct_send: The server's own ``send``, for the body of a stream that has begun: each
             layer of middleware would cost every token another coroutine.
@@ -96,13 +96,12 @@ class RequestContextMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        loop = asyncio.get_running_loop()
         given = header(scope, b"x-request-id")
         if given is not None and _REQUEST_ID.fullmatch(given):
             request_id = given.decode("ascii")
         else:
             request_id = uuid.uuid4().hex
-        context = RequestContext(request_id, loop.time(), send)
+        context = RequestContext(request_id, time.monotonic(), send)
         scope[_SCOPE_KEY] = context
 
         async def send_with_id(message: Message) -> None:
@@ -125,7 +124,7 @@ class RequestContextMiddleware:
                     method=scope["method"],
                     path=scope["path"],
                     status=context.status,
-                    seconds=round(loop.time() - context.arrived, 4),
+                    seconds=round(time.monotonic() - context.arrived, 4),
                     prompt_tokens=context.prompt_tokens,
                     generated_tokens=context.generated_tokens,
                     **({"error": context.failure} if context.failure else {}),
