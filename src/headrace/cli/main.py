@@ -8,8 +8,9 @@ from importlib import import_module
 import click
 
 import headrace
-from headrace.link.errors import HeadraceError
+from headrace.link.errors import ConfigurationError, HeadraceError
 
+EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 _COMMANDS = {
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     except HeadraceError as error:
         _complain(str(error))
-        sys.exit(EXIT_USAGE)
+        sys.exit(EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_FAILED)
     sys.exit(status if isinstance(status, int) else 0)
 
 

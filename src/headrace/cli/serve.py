@@ -23,5 +23,26 @@ def command(settings: Assembled) -> int:
     MODEL is a directory in Hugging Face's format (safetensors), a GGUF file or a hub id; without
     one the small built-in model is served.
     """
-    print(settings)
+    import asyncio
+
+    import uvloop
+
+    from headrace.checkpoint.resolve import resolve
+    from headrace.cli.serving.processes import run_server
+    from headrace.cli.serving.ready_line import ready_line
+    from headrace.transport.listening import bind
+    from headrace.transport.log_setup import configure_logging
+
+    configure_logging(settings.transport.json_output)
+    listener = bind(settings.transport)
+    checkpoint = resolve(settings.engine.model, settings.engine.revision)
+    is_chat = "default" in checkpoint.chat_templates
+    name = settings.transport.served_model_name or checkpoint.model_id
+
+    def on_ready(port: int) -> None:
+        click.echo(ready_line(settings.transport, port, name, is_chat=is_chat))
+
+    server = run_server(listener, checkpoint, settings.engine, settings.transport, on_ready)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(server)
     return 0

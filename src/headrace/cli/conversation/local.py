@@ -35,6 +35,10 @@ class LocalPartner:
 
     def __init__(self, checkpoint: Checkpoint, settings: EngineSettings) -> None:
         self.name = checkpoint.model_id
+        self._template = ChatTemplate(checkpoint.chat_templates, checkpoint.special_tokens)
+        if not self._template.exists:
+            raise ConfigurationError(f"model `{self.name}` has no chat template")
+        self._tokenizer = checkpoint.load_tokenizer()
         self._client = EngineClient()
         self._supervisor = Supervisor(settings, self._client)
         self._loop = asyncio.new_event_loop()
@@ -42,10 +46,6 @@ class LocalPartner:
         self._thread.start()
         self._engine = asyncio.run_coroutine_threadsafe(self._supervisor.run(), self._loop)
         try:
-            self._tokenizer = checkpoint.load_tokenizer()
-            self._template = ChatTemplate(checkpoint.chat_templates, checkpoint.special_tokens)
-            if not self._template.exists:
-                raise ConfigurationError(f"model `{self.name}` has no chat template")
             self._limits = self._call(self._wait_ready())
         except BaseException:
             self.close()
@@ -70,7 +70,8 @@ class LocalPartner:
     def close(self) -> None:
         """End the engine and the thread."""
         try:
-            self._call(self._supervisor.stop())
+            # No answer is under way: there is nothing to finish.
+            self._call(self._supervisor.stop(grace_seconds=0.0))
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import click
 
-from headrace.cli.settings.assemble import KEYS, assemble
+from headrace.cli.settings.assemble import assemble
 from headrace.cli.settings.declaration import Section, Setting
 from headrace.cli.settings.defaults import default_of, shown_default
 from headrace.cli.settings.foreign import FOREIGN, NOT_BUILT, WITHOUT_MEANING
@@ -52,7 +53,8 @@ class SettingsCommand(click.Command):
         Raises:
             ConfigurationError: a setting cannot be used.
         """
-        flags = {key: ctx.params.pop(key) for key in KEYS & ctx.params.keys()}
+        keys = [setting.key for setting in self._settings] + [setting.key for setting in FOREIGN]
+        flags = {key: ctx.params.pop(key) for key in keys}
         _join_model(flags, ctx.params.pop("model"))
         settings = assemble(flags, os.environ, ctx.params.pop("config"))
         for warning in settings.warnings:
@@ -81,7 +83,16 @@ class SettingsCommand(click.Command):
                 ("Refused until they are built", NOT_BUILT),
             ):
                 names = ", ".join(setting.name for setting in foreign)
-                formatter.write_text(f"{title}: {names}.")
+                # click's own wrapping would break the names at their dashes.
+                indent = " " * formatter.current_indent
+                text = textwrap.fill(
+                    f"{title}: {names}.",
+                    formatter.width,
+                    initial_indent=indent,
+                    subsequent_indent=indent,
+                    break_on_hyphens=False,
+                )
+                formatter.write(f"{text}\n")
 
 
 def _join_model(flags: dict[str, object], model: str | None) -> None:

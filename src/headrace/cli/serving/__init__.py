@@ -1,0 +1,1 @@
+"""What ``headrace serve`` is made of: the two processes joined, and the ready line."""
