@@ -1,0 +1,119 @@
+"""The step's inputs in place: written by the host with numpy, seen by the device as tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from headrace.modeling.step import StepInputs
+
+Int32Array = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class HostStep:
+    """What the host writes for one step, at capacity.
+
+    The first seven are those of ``StepInputs``. ``sampling_rows`` [R] are the rows that sample.
+    ``fed_tokens`` are indices among the T tokens of those that still lie on the device, sampled
+    there by an earlier step, and ``fed_rows`` the rows that sampled them.
+    """
+
+    token_ids: Int32Array
+    positions: Int32Array
+    cache_slots: Int32Array
+    query_start: Int32Array
+    context_lengths: Int32Array
+    rows: Int32Array
+    sampled_tokens: Int32Array
+    sampling_rows: Int32Array
+    fed_tokens: Int32Array
+    fed_rows: Int32Array
+
+
+class StepBuffers:
+    """``StepInputs`` at capacity, and their host side.
+
+    On a CPU the host writes straight into the tensors. Elsewhere it writes into one of two pinned
+    copies in turn, which ``publish`` sends in one transfer: step N + 1 may be written while step
+    N's transfer is under way.
+
+    Attributes:
+        inputs: The tensors on the device, at capacity.
+        block_tables: [max_rows, max_blocks] host side; change it through ``set_blocks``.
+
+    Args:
+        max_tokens: Most tokens of a step.
+        max_rows: Most sequences that run at once.
+        max_blocks: Most cache blocks of one sequence.
+        block_size: Tokens of one block.
+        device: Where the model computes.
+    """
+
+    def __init__(
+        self, max_tokens: int, max_rows: int, max_blocks: int, block_size: int, device: torch.device
+    ) -> None:
+        lengths = {field.name: max_rows for field in fields(HostStep)}
+        for name in ("token_ids", "positions", "cache_slots", "sampled_tokens"):
+            lengths[name] = max_tokens
+        lengths["query_start"] = max_rows + 1
+        self._sections: dict[str, slice] = {}
+        total = 0
+        for name, length in lengths.items():
+            self._sections[name] = slice(total, total + length)
+            total += length
+        self._device_step = torch.zeros(total, dtype=torch.int32, device=device)
+        device_tables = torch.zeros(max_rows, max_blocks, dtype=torch.int32, device=device)
+        if device.type == "cpu":
+            self._staging: list[torch.Tensor] = []
+            self._host_tables = device_tables
+            arrays = [self._device_step.numpy()]
+        else:
+            self._staging = [
+                torch.zeros(total, dtype=torch.int32, pin_memory=True) for _ in range(2)
+            ]
+            self._host_tables = torch.zeros(max_rows, max_blocks, dtype=torch.int32)
+            arrays = [stage.numpy() for stage in self._staging]
+        self._hosts = [
+            HostStep(**{name: array[part] for name, part in self._sections.items()})
+            for array in arrays
+        ]
+        self._turn = 0
+        self.block_tables: Int32Array = self._host_tables.numpy()
+        self.inputs = StepInputs(
+            token_ids=self.section("token_ids"),
+            positions=self.section("positions"),
+            cache_slots=self.section("cache_slots"),
+            query_start=self.section("query_start"),
+            context_lengths=self.section("context_lengths"),
+            rows=self.section("rows"),
+            block_tables=device_tables,
+            sampled_tokens=self.section("sampled_tokens"),
+            max_query_length=max_tokens,
+            max_context_length=max_blocks * block_size,
+        )
+
+    def section(self, name: str) -> torch.Tensor:
+        """A field of ``HostStep`` on the device, at capacity."""
+        return self._device_step[self._sections[name]]
+
+    def begin(self) -> HostStep:
+        """The host side to write the next step into."""
+        self._turn = (self._turn + 1) % len(self._hosts)
+        return self._hosts[self._turn]
+
+    def publish(self) -> None:
+        """Send what was written since ``begin`` to the device."""
+        if self._staging:
+            self._device_step.copy_(self._staging[self._turn], non_blocking=True)
+
+    def set_blocks(self, row: int, first_index: int, blocks: list[int]) -> None:
+        """Write ``blocks`` into a row's table from ``first_index`` on."""
+        part = (row, slice(first_index, first_index + len(blocks)))
+        self.block_tables[part] = blocks
+        if self._staging:
+            # From pageable memory, so that the source may change as soon as this returns.
+            self.inputs.block_tables[part].copy_(self._host_tables[part])
