@@ -22,6 +22,8 @@ from headrace.link.messages import Drain, EngineFailed, EngineReady, FromEngine
 
 _log = structlog.get_logger("headrace.supervisor")
 
+_STANDARD_ERROR = 2
+
 ENGINE_COMMAND = (sys.executable, "-m", "headrace.engine")
 
 
@@ -132,6 +134,8 @@ class Supervisor:
             *self._command,
             channel.address,
             stdin=asyncio.subprocess.PIPE,
+            # What an engine prints is its log: standard output is the command's own.
+            stdout=_STANDARD_ERROR,
             start_new_session=True,
         )
         self._user.attach(channel)
