@@ -23,6 +23,11 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         kv_cache_bytes: Upper bound of the KV cache when ``max_batch_total_tokens`` is ``None``.
         threads: CPU threads; ``None``: from the machine.
         prefix_cache: Reuse the KV blocks of equal prefixes.
+        ageing_seconds: Waiting so long is worth one level of priority.
+        unpack_weights: Unpack quantized weights to ``dtype`` at load, also where the backend
+            could compute with them as they are packed.
+        unpack_weights: bool = False
+    random_weights_seed: Draw the weights from this seed instead of reading them.
     """
 
     model: str | None = None
@@ -41,4 +46,5 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None = None
     prefix_cache: bool = True
     ageing_seconds: float = 1.0
+    unpack_weights: bool = False
     random_weights_seed: int | None = None

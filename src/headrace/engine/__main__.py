@@ -1,0 +1,66 @@
+"""The engine process: ``python -m headrace.engine ADDRESS``, settings as JSON on standard input."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+import threading
+import traceback
+
+import msgspec
+
+from headrace.engine.settings import EngineSettings
+from headrace.link.channel import EngineChannel
+from headrace.link.errors import ConfigurationError
+from headrace.link.messages import EngineFailed
+
+_CONFIGURATION_STATUS = 2
+
+
+def main() -> int:
+    """Warm up and serve until drained; the exit status."""
+    # The supervisor decides when this process ends; a signal to the whole group is for it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineSettings)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    channel = EngineChannel(sys.argv[1])
+    try:
+        return _serve(settings, channel)
+    except ConfigurationError as error:
+        channel.send(EngineFailed(str(error), permanent=True))
+        return _CONFIGURATION_STATUS
+    except Exception as error:
+        traceback.print_exc()
+        channel.send(EngineFailed(f"{type(error).__name__}: {error}", permanent=False))
+        return 1
+    finally:
+        channel.close()
+
+
+def _serve(settings: EngineSettings, channel: EngineChannel) -> int:
+    # torch takes seconds to import: after the settings were read and the parent is watched.
+    from headrace.engine.build import build_engine
+    from headrace.engine.service import EngineService
+
+    engine, ready = build_engine(settings)
+    # Nothing that exists now dies before the process: the collector need not look at it again.
+    gc.collect()
+    gc.freeze()
+    channel.send(ready)
+    EngineService(engine, channel).run()
+    return 0
+
+
+def _end_with_parent() -> None:
+    """Standard input ends when the parent is gone, however it went."""
+    # Not through sys.stdin: a thread that holds its lock at exit makes the interpreter abort.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""From settings to a warm engine: backend, weights, largest step, KV cache, in that order."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+import structlog
+
+from headrace.checkpoint.checkpoint import Checkpoint
+from headrace.checkpoint.resolve import resolve
+from headrace.engine.core import Engine
+from headrace.engine.limits import GIB, BatchLimits, CacheLimits, decide_batch, decide_cache
+from headrace.engine.settings import EngineSettings
+from headrace.hardware.memory import available_bytes
+from headrace.link.messages import EngineReady
+from headrace.modeling.backends.backend import Backend
+from headrace.modeling.backends.choose import choose_backend
+from headrace.modeling.decoder import Decoder
+from headrace.modeling.loading.load import load_decoder, random_decoder
+from headrace.modeling.runner import ModelRunner, RunnerLimits, cache_bytes_per_block
+from headrace.scheduling.limits import SchedulerLimits
+from headrace.scheduling.scheduler import Scheduler
+
+_log = structlog.get_logger("headrace.engine")
+
+
+def build_engine(settings: EngineSettings) -> tuple[Engine, EngineReady]:
+    """Load and warm up the model that ``settings`` names.
+
+    Raises:
+        ConfigurationError: model, device or a limit cannot be used; one line.
+    """
+    return build_engine_from(resolve(settings.model, settings.revision), settings)
+
+
+def build_engine_from(
+    checkpoint: Checkpoint, settings: EngineSettings
+) -> tuple[Engine, EngineReady]:
+    """The same for a checkpoint that was resolved already."""
+    started = time.perf_counter()
+    choice = choose_backend(settings, checkpoint.config)
+    backend, on_gpu = choice.backend, choice.device.type != "cpu"
+    _log.info("backend", name=backend.name, device=str(choice.device), why=choice.reason)
+    batch = decide_batch(settings, checkpoint.config, on_gpu=on_gpu)
+    decoder = _load(checkpoint, settings, backend, batch)
+    loaded = time.perf_counter()
+    _log.info(
+        "weights loaded",
+        gib=round(decoder.num_bytes / GIB, 2),
+        seconds=round(loaded - started, 2),
+    )
+    cache = _size_cache(checkpoint, settings, backend, decoder, batch)
+    runner = _runner(checkpoint, backend, decoder, batch, cache)
+    runner.warm_up()
+    warm = time.perf_counter()
+    _log.info("warm", seconds=round(warm - loaded, 2))
+    scheduler = Scheduler(
+        SchedulerLimits(
+            token_budget=batch.token_budget,
+            max_running=batch.max_batch_size,
+            max_waiting=settings.max_waiting,
+            block_size=cache.block_size,
+            num_blocks=cache.num_blocks,
+            max_sequence_length=cache.max_total_tokens,
+            ageing_seconds=settings.ageing_seconds,
+            prefix_cache=settings.prefix_cache,
+        )
+    )
+    engine = Engine(
+        scheduler,
+        runner,
+        eos_token_ids=checkpoint.eos_token_ids,
+        max_input_tokens=cache.max_input_tokens,
+        depth=2 if on_gpu else 1,
+    )
+    ready = EngineReady(
+        model_id=checkpoint.model_id,
+        device=str(choice.device),
+        backend=backend.name,
+        dtype=choice.dtype_name,
+        max_input_tokens=cache.max_input_tokens,
+        max_total_tokens=cache.max_total_tokens,
+        max_batch_total_tokens=cache.tokens,
+        max_batch_size=batch.max_batch_size,
+        block_size=cache.block_size,
+        kv_blocks=cache.num_blocks,
+        vocab_size=checkpoint.config.vocab_size,
+        warmup_seconds=warm - started,
+    )
+    return engine, ready
+
+
+def _load(
+    checkpoint: Checkpoint, settings: EngineSettings, backend: Backend, batch: BatchLimits
+) -> Decoder:
+    if settings.random_weights_seed is None:
+        return load_decoder(checkpoint, backend.operations, batch.max_total_tokens)
+    return random_decoder(
+        checkpoint.config,
+        settings.random_weights_seed,
+        backend.operations,
+        batch.max_total_tokens,
+    )
+
+
+def _runner(
+    checkpoint: Checkpoint,
+    backend: Backend,
+    decoder: Decoder,
+    batch: BatchLimits,
+    cache: CacheLimits,
+) -> ModelRunner:
+    limits = RunnerLimits(
+        max_tokens=batch.token_budget,
+        max_rows=batch.max_batch_size,
+        max_length=cache.max_total_tokens,
+        block_size=cache.block_size,
+        num_blocks=cache.num_blocks,
+    )
+    return ModelRunner(checkpoint.config, decoder, backend, limits)
+
+
+def _size_cache(
+    checkpoint: Checkpoint,
+    settings: EngineSettings,
+    backend: Backend,
+    decoder: Decoder,
+    batch: BatchLimits,
+) -> CacheLimits:
+    """Compute the largest step with a cache just large enough; give the cache of what is left."""
+    per_block = cache_bytes_per_block(checkpoint.config, decoder, settings.block_size)
+    device = backend.operations.device
+    smallest = decide_cache(
+        msgspec.structs.replace(
+            settings, max_total_tokens=None, max_input_tokens=None, kv_cache_bytes=None,
+            max_batch_total_tokens=min(batch.token_budget, batch.max_total_tokens),
+        ),
+        batch,
+        bytes_per_block=per_block,
+        available_bytes=available_bytes(device),
+        on_gpu=device.type != "cpu",
+    )
+    probe = _runner(checkpoint, backend, decoder, batch, smallest)
+    probe.warm_up()
+    # While the probe lives, its buffers are resident: what is left is left for the cache.
+    left = available_bytes(device) + smallest.num_blocks * per_block
+    del probe
+    cache = decide_cache(
+        settings,
+        batch,
+        bytes_per_block=per_block,
+        available_bytes=left,
+        on_gpu=device.type != "cpu",
+    )
+    _log.info(
+        "kv cache",
+        tokens=cache.tokens,
+        gib=round(cache.num_blocks * per_block / GIB, 2),
+        why=cache.reason,
+    )
+    _log.info(
+        "limits",
+        max_batch_size=batch.max_batch_size,
+        token_budget=batch.token_budget,
+        max_input_tokens=cache.max_input_tokens,
+        max_total_tokens=cache.max_total_tokens,
+    )
+    return cache
