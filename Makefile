@@ -7,10 +7,10 @@ SHELL := bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Pins of requirements.txt kind for a build that anyone can repeat; the package itself asks for ranges.
+# Pins for an install that anyone can repeat; the package itself asks for ranges.
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input -qq -c constraints.txt
 # What, when changed, makes an installed tree stale. Python sources do not: the install is editable.
-INSTALL_INPUTS := pyproject.toml constraints.txt $(wildcard CMakeLists.txt) \
+INSTALL_INPUTS := pyproject.toml constraints.txt constraints-dev.txt $(wildcard CMakeLists.txt) \
 	$(shell find src -name '*.cpp' -o -name '*.h' -o -name '*.hpp' | sort)
 
 MODEL ?=
@@ -65,5 +65,5 @@ $(VENV)/installed: $(INSTALL_INPUTS) | $(BIN)/python
 
 $(VENV)/installed-dev: $(INSTALL_INPUTS) | $(BIN)/python
 	@echo "installing headrace and its development tools into $(VENV) (a few minutes the first time)"
-	$(PIP_INSTALL) -e '.[dev]'
+	$(PIP_INSTALL) -c constraints-dev.txt -e '.[dev]'
 	@touch $@ $(VENV)/installed
