@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+# More layers than any model has: a corrupt file must not make headrace count to billions.
+MAX_LAYERS = 4096
+
 
 class RopeScaling(msgspec.Struct, frozen=True, kw_only=True):
     """Rotary scaling; ``kind`` is ``linear``, ``dynamic``, ``yarn``, ``llama3`` or ``factors``.

@@ -45,13 +45,11 @@ BLOCKS: dict[int, tuple[str, int, int]] = {
     6: ("Q5_0", 32, 22),
     7: ("Q5_1", 32, 24),
     8: ("Q8_0", 32, 34),
-    9: ("Q8_1", 32, 36),
     10: ("Q2_K", 256, 84),
     11: ("Q3_K", 256, 110),
     12: ("Q4_K", 256, 144),
     13: ("Q5_K", 256, 176),
     14: ("Q6_K", 256, 210),
-    15: ("Q8_K", 256, 292),
     30: ("BF16", 1, 2),
 }
 
@@ -96,7 +94,7 @@ class GGUFFile:
             raise ConfigurationError(f"{path}: cannot be read as GGUF ({error})") from error
         try:
             self._parse()
-        except struct.error:
+        except (struct.error, OverflowError):  # an offset beyond the file, or beyond any file
             raise ConfigurationError(f"{path}: the GGUF header is truncated") from None
         except UnicodeDecodeError:
             raise ConfigurationError(

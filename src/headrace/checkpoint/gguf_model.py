@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from headrace.checkpoint.config import ModelConfig, RopeScaling
+from headrace.checkpoint.config import MAX_LAYERS, ModelConfig, RopeScaling
 from headrace.checkpoint.expected_tensors import EMBEDDING, FINAL_NORM, HEAD
 from headrace.checkpoint.gguf import GGUFFile
 from headrace.checkpoint.tensors import TensorEntry
@@ -57,7 +57,7 @@ def gguf_config(file: GGUFFile) -> ModelConfig:
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None:
         raise ConfigurationError(f"{file.path}: tensor `token_embd.weight` is missing")
-    layers = keys.integer("block_count")
+    layers = keys.integer("block_count", maximum=MAX_LAYERS)
     max_position = keys.integer("context_length")
     window = keys.integer("attention.sliding_window", 0, minimum=0) or None
     if window is not None and window >= max_position:
@@ -143,12 +143,18 @@ class _ArchitectureKeys:
     def get(self, key: str, default: Any = None) -> Any:
         return self._file.get(f"{self.architecture}.{key}", default)
 
-    def integer(self, key: str, default: int | None = None, minimum: int = 1) -> int:
+    def integer(
+        self,
+        key: str,
+        default: int | None = None,
+        minimum: int = 1,
+        maximum: int = 2**31 - 1,
+    ) -> int:
         value = self.get(key, default)
-        if not isinstance(value, int) or not minimum <= value < 2**31:
+        if not isinstance(value, int) or not minimum <= value <= maximum:
             raise ConfigurationError(
                 f"{self._file.path}: `{self.architecture}.{key}` must be an integer "
-                f">= {minimum}, got {value!r}"
+                f"from {minimum} to {maximum}, got {value!r}"
             )
         return value
 

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from headrace.checkpoint.config import ModelConfig, RopeScaling
+from headrace.checkpoint.config import MAX_LAYERS, ModelConfig, RopeScaling
 from headrace.link.errors import ConfigurationError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -66,7 +66,7 @@ def hf_config(raw: dict[str, Any], path: Path) -> ModelConfig:
         )
     if head_dim % 2:
         raise ConfigurationError(f"{path}: head_dim must be even, got {head_dim}")
-    layers = reader.integer("num_hidden_layers")
+    layers = reader.integer("num_hidden_layers", maximum=MAX_LAYERS)
     position_embeddings = reader.integer("max_position_embeddings")
     theta, scaling = _rope(reader, position_embeddings)
     window, sliding_layers = _sliding_window(reader, family, layers)
@@ -102,12 +102,12 @@ class _Fields:
         self.raw = raw
         self.path = path
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, maximum: int = 2**31 - 1) -> int:
         value = self.raw.get(key)
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= maximum:
             raise ConfigurationError(
-                f"{self.path}: `{key}` must be a positive integer, got {value!r}"
+                f"{self.path}: `{key}` must be an integer from 1 to {maximum}, got {value!r}"
             )
         return value
 
