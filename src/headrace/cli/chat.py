@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from headrace.cli.settings.assemble import Assembled
 from headrace.cli.settings.declared import BATCHING, DEVICE, MODEL
@@ -13,6 +14,9 @@ from headrace.cli.settings.options import SettingsCommand
 
 if TYPE_CHECKING:
     from headrace.cli.conversation.partner import Partner
+
+# The engine's progress is not part of a conversation, and its end is told by an error.
+_LOG_LEVEL = "critical"
 
 
 @click.command("chat", cls=SettingsCommand, sections=(MODEL, DEVICE, BATCHING))
@@ -64,7 +68,10 @@ def _local(settings: Assembled) -> Partner:
 
     from headrace.checkpoint.resolve import resolve
     from headrace.cli.conversation.local import LocalPartner
+    from headrace.engine.log_setup import configure_logging
 
     checkpoint = resolve(settings.engine.model, settings.engine.revision)
+    configure_logging(json_output=False, level=_LOG_LEVEL)
+    quiet = msgspec.structs.replace(settings.engine, log_level=_LOG_LEVEL)
     with Console(stderr=True).status(f"starting {checkpoint.model_id}"):
-        return LocalPartner(checkpoint, settings.engine)
+        return LocalPartner(checkpoint, quiet)

@@ -30,8 +30,8 @@ def command(settings: Assembled) -> int:
     from headrace.checkpoint.resolve import resolve
     from headrace.cli.serving.processes import run_server
     from headrace.cli.serving.ready_line import ready_line
+    from headrace.engine.log_setup import configure_logging
     from headrace.transport.listening import bind
-    from headrace.transport.log_setup import configure_logging
 
     configure_logging(settings.transport.json_output)
     listener = bind(settings.transport)

@@ -11,6 +11,7 @@ import traceback
 
 import msgspec
 
+from headrace.engine.log_setup import configure_logging
 from headrace.engine.settings import EngineSettings
 from headrace.link.channel import EngineChannel
 from headrace.link.errors import ConfigurationError
@@ -25,6 +26,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineSettings)
+    configure_logging(settings.json_output, settings.log_level)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     channel = EngineChannel(sys.argv[1])
     try:

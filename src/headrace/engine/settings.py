@@ -23,6 +23,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         kv_cache_bytes: Upper bound of the KV cache when ``max_batch_total_tokens`` is ``None``.
         threads: CPU threads; ``None``: from the machine.
         prefix_cache: Reuse the KV blocks of equal prefixes.
+        json_output: Log lines as JSON.
+        log_level: Least severe log line that the engine process writes.
         ageing_seconds: Waiting so long is worth one level of priority.
         unpack_weights: Unpack quantized weights to ``dtype`` at load, also where the backend
             could compute with them as they are packed.
@@ -48,3 +50,5 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     ageing_seconds: float = 1.0
     unpack_weights: bool = False
     random_weights_seed: int | None = None
+    json_output: bool = False
+    log_level: str = "info"

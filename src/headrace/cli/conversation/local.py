@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import threading
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import wait
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ from headrace.transport.engine_client import EngineClient
 
 _Result = TypeVar("_Result")
 _END = None
+_END_SECONDS = 5.0
 
 
 class LocalPartner:
@@ -72,6 +74,7 @@ class LocalPartner:
         try:
             # No answer is under way: there is nothing to finish.
             self._call(self._supervisor.stop(grace_seconds=0.0))
+            wait([self._engine], timeout=_END_SECONDS)
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()

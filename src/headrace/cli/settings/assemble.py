@@ -53,9 +53,11 @@ def assemble(
         raw = sources.find(setting)
         if raw is not None:
             values[setting.part][setting.target] = _read(setting, raw)
+    transport = msgspec.convert(values[Part.TRANSPORT], TransportSettings)
+    values[Part.ENGINE]["json_output"] = transport.json_output
     return Assembled(
         engine=msgspec.convert(values[Part.ENGINE], EngineSettings),
-        transport=msgspec.convert(values[Part.TRANSPORT], TransportSettings),
+        transport=transport,
         warnings=warnings,
     )
 

@@ -1,4 +1,4 @@
-"""Log lines: readable in a terminal, JSON for machines."""
+"""Log lines of both processes: readable in a terminal, JSON for machines."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import sys
 import structlog
 
 
-def configure_logging(json_output: bool, level: int = logging.INFO) -> None:
+def configure_logging(json_output: bool, level: str = "info") -> None:
     """Set up structlog, and route the standard library's warnings and errors through it.
 
     Args:
         json_output: One JSON object a line.
+        level: The least severe that is written, under its name in ``logging``.
     """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -27,7 +28,9 @@ def configure_logging(json_output: bool, level: int = logging.INFO) -> None:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     structlog.configure(
         processors=[*shared, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
