@@ -28,8 +28,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         ageing_seconds: Waiting so long is worth one level of priority.
         unpack_weights: Unpack quantized weights to ``dtype`` at load, also where the backend
             could compute with them as they are packed.
-        unpack_weights: bool = False
-    random_weights_seed: Draw the weights from this seed instead of reading them.
+        random_weights_seed: Draw the weights from this seed instead of reading them.
     """
 
     model: str | None = None

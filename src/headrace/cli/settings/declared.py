@@ -26,18 +26,17 @@ MODEL = Section(
             default_text="main",
         ),
         Setting(
-            name="served-model-name",
-            kind=Text("NAME"),
-            part=Part.TRANSPORT,
-            tgi=False,
-            help="Name that clients see in replies and /v1/models.",
-            default_text="the model's own",
-        ),
-        Setting(
             name="dtype",
             kind=Choice(("auto", "bfloat16", "float16", "float32")),
             part=Part.ENGINE,
             help="Type that weights and activations are computed in.",
+        ),
+        Setting(
+            name="unpack-weights",
+            kind=Switch(),
+            part=Part.ENGINE,
+            tgi=False,
+            help="Unpack quantized weights at load even where they can be computed with.",
         ),
     ),
 )
@@ -157,6 +156,14 @@ SERVER = Section(
             part=Part.TRANSPORT,
             help="Port to listen on; 0 takes a free one.",
             letter="p",
+        ),
+        Setting(
+            name="served-model-name",
+            kind=Text("NAME"),
+            part=Part.TRANSPORT,
+            tgi=False,
+            help="Name that clients see in replies and /v1/models.",
+            default_text="the model's own",
         ),
         Setting(
             name="api-key",
