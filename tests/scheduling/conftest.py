@@ -153,7 +153,8 @@ class Simulation:
             seen.add(row)
             assert item.num_tokens >= 1
             known = list(sequence.tokens[item.start : item.start + item.num_tokens])
-            assert len(known) >= item.num_tokens - 1
+            # Only a lone token may still lie on the device.
+            assert len(known) == item.num_tokens or item.num_tokens == 1
             assert item.samples == (item.start + item.num_tokens >= len(sequence.tokens))
             table = list(self._tables[row])
             assert table == sequence.block_table
@@ -198,8 +199,6 @@ class Simulation:
         sampled: list[int] = []
         for item, row, known, table in launch.inputs:
             tokens = known or [self._last_token[row]]
-            if len(tokens) < item.num_tokens:
-                tokens = [*tokens, self._last_token[row]]
             request = item.sequence.request
             truth = [*request.token_ids, *self._model_output(request)]
             digest = digest_of_salt(request.cache_salt)
@@ -237,6 +236,7 @@ class Simulation:
             assert output.queue_seconds >= 0
             assert output.cached_tokens is not None
             assert 0 <= output.cached_tokens < len(self.requests[request_id].token_ids)
+            assert output.cached_tokens % self.limits.block_size == 0
             self.first_facts[request_id] = output
         else:
             assert output.queue_seconds is None
@@ -285,6 +285,7 @@ def simulate() -> Callable[..., Simulation]:
     return Simulation
 
 
-@pytest.fixture(scope="session")
-def simulation_class() -> type[Simulation]:
-    return Simulation
+@pytest.fixture
+def model_output() -> Callable[[Request], list[int]]:
+    """What the simulated model generates for a request alone."""
+    return expected_output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from headrace.scheduling import QueueFull
 SALTS = ("", "alice", "bob")
 
 
-def machine_over(simulation_class: type[Any]) -> type[RuleBasedStateMachine]:
+def machine_over(make_simulation: Callable[..., Any]) -> type[RuleBasedStateMachine]:
     """The state machine over the simulated device that the fixture provides."""
 
     class SchedulerMachine(RuleBasedStateMachine):
@@ -50,7 +51,7 @@ def machine_over(simulation_class: type[Any]) -> type[RuleBasedStateMachine]:
             max_bypasses: int,
             lookahead: int,
         ) -> None:
-            self.simulation = simulation_class(
+            self.simulation = make_simulation(
                 depth=depth,
                 block_size=block_size,
                 num_blocks=num_blocks,
@@ -136,9 +137,9 @@ def machine_over(simulation_class: type[Any]) -> type[RuleBasedStateMachine]:
     return SchedulerMachine
 
 
-def test_any_order_of_events(simulation_class: type[Any]) -> None:
+def test_any_order_of_events(simulate: Any) -> None:
     run_state_machine_as_test(
-        machine_over(simulation_class),
+        machine_over(simulate),
         settings=settings(
             max_examples=150,
             stateful_step_count=40,

@@ -130,7 +130,6 @@ class Sequence:
     def forget_computation(self) -> None:
         """Back to nothing computed, with every known token kept."""
         self.num_computed = 0
-        self.length = len(self.tokens)
         self.block_table = []
         self.row = NO_ROW
         self.registered_blocks = 0
