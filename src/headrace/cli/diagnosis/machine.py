@@ -1,12 +1,13 @@
-"""The machine: processor, memory, system; from /proc, cgroups and psutil."""
+"""The machine: processor, memory, system; from /proc and psutil."""
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 
 import psutil
+
+from headrace.hardware.processor import usable_cores
 
 _GIB = 1024**3
 _INSTRUCTIONS = {
@@ -26,11 +27,7 @@ def describe_machine() -> list[tuple[str, str]]:
     """Pairs of a name and what is known, for people."""
     cpuinfo = _cpuinfo()
     physical, logical = psutil.cpu_count(logical=False), psutil.cpu_count()
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
-    cores = f"{physical or '?'} physical, {logical} logical, {usable} usable by this process"
-    quota = cpu_quota()
-    if quota is not None:
-        cores += f", quota of {quota:g} CPUs"
+    cores = f"{physical or '?'} physical, {logical} logical; {usable_cores()} are used unless told"
     memory = psutil.virtual_memory()
     return [
         ("system", f"{platform.system()} {platform.release()}, {platform.machine()}"),
@@ -42,15 +39,6 @@ def describe_machine() -> list[tuple[str, str]]:
             f"{memory.total / _GIB:.1f} GiB, {memory.available / _GIB:.1f} GiB available",
         ),
     ]
-
-
-def cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """CPUs that the control group (version 2) may use at once; ``None``: unlimited."""
-    try:
-        limit, period = (root / "cpu.max").read_text().split()
-        return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
-        return None
 
 
 def _cpuinfo() -> dict[str, str]:
