@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 
@@ -32,6 +33,20 @@ class GpuTraits:
     shared_memory: int
     dependent_launch: bool
     wide_matrix_unit: bool
+
+    @classmethod
+    def of(cls, device: torch.device) -> GpuTraits:
+        """What torch knows of a CUDA or ROCm device."""
+        properties = torch.cuda.get_device_properties(device)
+        hopper_or_later = torch.version.hip is None and properties.major >= 9
+        return cls(
+            multiprocessors=properties.multi_processor_count,
+            shared_memory=getattr(
+                properties, "shared_memory_per_block_optin", properties.shared_memory_per_block
+            ),
+            dependent_launch=hopper_or_later,
+            wide_matrix_unit=hopper_or_later,
+        )
 
     def launch_options(self) -> dict[str, bool]:
         """Keyword arguments of every launch, ``PDL`` (which each kernel takes) among them."""

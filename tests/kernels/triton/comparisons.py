@@ -293,7 +293,8 @@ def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
                     f"rotate_and_cache {tokens} {head_dim} {name}",
                     partial(here.rotate_and_cache, tokens, heads, kv_heads, head_dim, head_norm),
                 )
-            for heads, kv_heads in ((32, 8), (9, 3), (28, 4), (8, 8)):
+            groupings = ((32, 8), (9, 3), (28, 4), (8, 8)) if head_dim == 128 else ((32, 8), (9, 3))
+            for heads, kv_heads in groupings:
                 for label, sequences, window in (
                     ("decode", [(1, 1), (1, 130), (1, 0), (1, 2111)], None),
                     ("decode window", [(1, 777), (1, 90)], 256),
@@ -327,19 +328,18 @@ def main() -> int:
     """Print a JSON line with the relative error of each case; 1 when a case raised."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", default="")
+    parser.add_argument("--only", default="", help="part of a case's name")
+    parser.add_argument("--shard", default="0/1", help="I/N: every Nth case from the Ith")
     arguments = parser.parse_args()
     torch.manual_seed(torch.seed())
     if arguments.device == "cpu":
         cases = interpreted_cases()
     else:
-        from headrace.modeling.backends.triton_gpu import device_traits
-
-        cases = gpu_cases(device_traits(torch.device(arguments.device)))
+        cases = gpu_cases(GpuTraits.of(torch.device(arguments.device)))
     failed = False
-    for name, case in cases:
-        if arguments.only not in name:
-            continue
+    shard, shards = map(int, arguments.shard.split("/"))
+    chosen = [(name, case) for name, case in cases if arguments.only in name]
+    for name, case in chosen[shard::shards]:
         try:
             print(json.dumps({"case": name, "error": case()}), flush=True)
         except Exception:

@@ -83,19 +83,19 @@ def builds(traits: GpuTraits) -> list[Build]:
             continue
         constants = {
             "K": 4096, "HAS_BIAS": False, "ROWS": 64 if tokens < 128 else 128, "TOKENS": tokens,
-            "BLOCK_K": 64, "SHARES": 4, "STAGES": 2, "PREFETCH": 64, "PRECISION": "tf32",
+            "BLOCK_K": 64, "SHARES": 4, "STAGES": 2, "PREFETCH": 64,
         }  # fmt: skip
         listed.append(Build(f"skinny {tokens}", skinny_kernel, constants | pdl, warps, dot=True))
     for head_dim in (64, 96, 128, 256):
         padded = triton.next_power_of_2(head_dim)
         shared = {
             "GROUP": 4, "HEAD_DIM": head_dim, "HEAD_DIM_PADDED": padded, "BLOCK_SIZE": 16,
-            "WINDOW": 0, "PRECISION": "tf32",
+            "WINDOW": 0,
         }  # fmt: skip
         decode = choose_decode_tiling(64, 8, head_dim, 8192, traits)
         constants = shared | {
             "GROUP_PADDED": 16, "TILE": decode.tile, "SHARES": decode.shares,
-            "SMALLEST_SHARE": 128, "STAGES": decode.stages,
+            "SMALLEST_SHARE": decode.tile, "STAGES": decode.stages,
         }  # fmt: skip
         listed.append(
             Build(

@@ -19,7 +19,7 @@ from headrace.kernels.triton_launch import GpuTraits
 HEAD_SIZES = (64, 96, 128, 256)
 _LOG2_E = math.log2(math.e)
 _MOST_SHARES = 32
-_SMALLEST_SHARE = 128
+_TILE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +45,19 @@ class PrefillTiling:
 def choose_decode_tiling(
     sequences: int, num_kv_heads: int, head_dim: int, max_context: int, traits: GpuTraits
 ) -> DecodeTiling:
-    """Enough shares to fill the device several times over, none shorter than 128 keys."""
+    """As many shares as fill the device twice, none shorter than a tile.
+
+    Measured on an H100: with more programs than that the combination costs more than the balance
+    gains, and a deep pipeline pays until programs queue for shared memory.
+    """
     programs = sequences * num_kv_heads
-    wanted = triton.cdiv(8 * traits.multiprocessors, programs)
-    useful = triton.cdiv(max_context, _SMALLEST_SHARE)
-    shares = triton.next_power_of_2(max(1, min(wanted, useful, _MOST_SHARES)))
-    tile_bytes = 2 * 64 * triton.next_power_of_2(head_dim) * 2
-    stages = 3 if 3 * tile_bytes <= traits.shared_memory // 2 else 2
-    return DecodeTiling(tile=64, shares=shares, stages=stages, warps=4)
+    filling = max(1, 2 * traits.multiprocessors // programs)
+    useful = triton.cdiv(max_context, _TILE)
+    shares = 2 ** (min(filling, useful, _MOST_SHARES).bit_length() - 1)
+    stage_bytes = 2 * _TILE * triton.next_power_of_2(head_dim) * 2
+    wanted = 4 if programs <= 4 * traits.multiprocessors else 2
+    stages = max(2, min(wanted, traits.shared_memory // 2 // stage_bytes))
+    return DecodeTiling(tile=_TILE, shares=shares, stages=stages, warps=4)
 
 
 def choose_prefill_tiling(head_dim: int, dtype: torch.dtype, traits: GpuTraits) -> PrefillTiling:
@@ -73,21 +78,25 @@ class AttentionWorkspace:
     """Float32 partial results and tickets of split contexts, shared by all layers of a device."""
 
     def __init__(self, device: torch.device) -> None:
-        """Start empty; ``reserve`` before capture so that no address changes afterwards."""
+        """Start empty."""
+        self._outgrown: list[torch.Tensor] = []
         self.partial_sums = torch.empty(0, dtype=torch.float32, device=device)
         self.partial_stats = torch.empty(0, dtype=torch.float32, device=device)
         self.tickets = torch.zeros(0, dtype=torch.int32, device=device)
 
     def reserve(self, groups: int, shares: int, group_padded: int, head_dim_padded: int) -> None:
-        """Make room for so many (sequence, KV head) groups; grows only."""
+        """Make room for so many (sequence, KV head) groups; what graphs may point to is kept."""
         device = self.tickets.device
         sums = groups * shares * group_padded * head_dim_padded
         if self.partial_sums.numel() < sums:
+            self._outgrown.append(self.partial_sums)
             self.partial_sums = torch.empty(sums, dtype=torch.float32, device=device)
         stats = groups * shares * 2 * group_padded
         if self.partial_stats.numel() < stats:
+            self._outgrown.append(self.partial_stats)
             self.partial_stats = torch.empty(stats, dtype=torch.float32, device=device)
         if self.tickets.numel() < groups:
+            self._outgrown.append(self.tickets)
             self.tickets = torch.zeros(groups, dtype=torch.int32, device=device)
 
 
@@ -123,7 +132,6 @@ def paged_attention(
     head_dim = key_cache.shape[3]
     group = num_heads // num_kv_heads
     head_dim_padded = triton.next_power_of_2(head_dim)
-    precision = "ieee" if qkv.dtype == torch.float32 else "tf32"
     mixed = max_query_length > 1 and sequences > 1
     if max_query_length == 1 or mixed:
         decode = choose_decode_tiling(sequences, num_kv_heads, head_dim, max_context_length, traits)
@@ -156,10 +164,9 @@ def paged_attention(
             BLOCK_SIZE=key_cache.shape[1],
             TILE=decode.tile,
             SHARES=decode.shares,
-            SMALLEST_SHARE=_SMALLEST_SHARE,
+            SMALLEST_SHARE=decode.tile,
             WINDOW=sliding_window or 0,
             STAGES=decode.stages,
-            PRECISION=precision,
             num_warps=decode.warps,
             **traits.launch_options(),
         )
@@ -191,7 +198,6 @@ def paged_attention(
             WINDOW=sliding_window or 0,
             SKIP_SINGLE=mixed,
             STAGES=prefill.stages,
-            PRECISION=precision,
             num_warps=prefill.warps,
             **traits.launch_options(),
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from headrace.kernels.triton_launch import start_dependents, wait_for_inputs
+from headrace.kernels.triton_launch import prefetch_to_l2, start_dependents, wait_for_inputs
 
 
 @triton.jit
@@ -45,12 +45,13 @@ def decode_attention_kernel(
     SMALLEST_SHARE: tl.constexpr,
     WINDOW: tl.constexpr,
     STAGES: tl.constexpr,
-    PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Grid (KV heads, ``SHARES``, sequences).
 
-    Programs of sequences with no context (padding) or several new tokens do nothing.
+    Programs of sequences with no context (padding) or several new tokens do nothing. What comes
+    before the wait reads only the step's inputs, written before the step's first kernel, and asks
+    for pages of which the kernel before this one writes no more than the last position.
 
     Args:
         partial_sums: [sequences, kv_heads, SHARES, GROUP_PADDED, HEAD_DIM_PADDED] float32.
@@ -59,7 +60,6 @@ def decode_attention_kernel(
         scale_log2: Scale of the scores times log2(e).
     """
     start_dependents(PDL)
-    wait_for_inputs(PDL)
     kv_head = tl.program_id(0)
     share = tl.program_id(1)
     sequence = tl.program_id(2)
@@ -72,6 +72,16 @@ def decode_attention_kernel(
     length = tl.cdiv(tl.cdiv(context - begin, SHARES), TILE) * TILE
     length = tl.maximum(length, SMALLEST_SHARE)
     first = begin + share * length
+    table = block_tables + tl.load(rows + sequence).to(tl.int64) * table_stride
+    if PDL:
+        ahead = first + tl.arange(0, TILE)
+        page = tl.load(table + ahead // BLOCK_SIZE, mask=ahead < context, other=0).to(tl.int64)
+        row_start = page * block_stride + (ahead % BLOCK_SIZE) * offset_stride
+        row_start += kv_head * head_stride
+        lines = row_start[:, None] + tl.arange(0, HEAD_DIM_PADDED // 64)[None, :] * 64
+        prefetch_to_l2(key_cache + lines, PDL)
+        prefetch_to_l2(value_cache + lines, PDL)
+    wait_for_inputs(PDL)
     if (new_tokens == 1) & (first < context):
         last = tl.minimum(first + length, context)
         member = tl.arange(0, GROUP_PADDED)
@@ -79,28 +89,31 @@ def decode_attention_kernel(
         inside = (member < GROUP)[:, None] & (column < HEAD_DIM)[None, :]
         head_column = (kv_head * GROUP + member)[:, None] * HEAD_DIM + column[None, :]
         query = tl.load(qkv + token.to(tl.int64) * qkv_stride + head_column, mask=inside, other=0.0)
-        table = block_tables + tl.load(rows + sequence).to(tl.int64) * table_stride
         key_base = key_cache + kv_head * head_stride + column[None, :]
         value_base = value_cache + kv_head * head_stride + column[None, :]
         maximum = tl.full([GROUP_PADDED], float("-inf"), tl.float32)
         total = tl.zeros([GROUP_PADDED], tl.float32)
         result = tl.zeros([GROUP_PADDED, HEAD_DIM_PADDED], tl.float32)
+        position = first + tl.arange(0, TILE)
+        # Read one tile ahead: a load that the key loads wait for would halve the pipeline's depth.
+        block = tl.load(table + position // BLOCK_SIZE, mask=position < last, other=0)
         for start in tl.range(first, last, TILE, num_stages=STAGES):
             position = start + tl.arange(0, TILE)
             visible = position < last
-            block = tl.load(table + position // BLOCK_SIZE, mask=visible, other=0).to(tl.int64)
-            place = (block * block_stride + (position % BLOCK_SIZE) * offset_stride)[:, None]
+            place = block.to(tl.int64) * block_stride + (position % BLOCK_SIZE) * offset_stride
             mask = visible[:, None] & (column < HEAD_DIM)[None, :]
-            key = tl.load(key_base + place, mask=mask, other=0.0)
-            value = tl.load(value_base + place, mask=mask, other=0.0)
-            scores = tl.dot(query, key.T, input_precision=PRECISION) * scale_log2
+            key = tl.load(key_base + place[:, None], mask=mask, other=0.0)
+            value = tl.load(value_base + place[:, None], mask=mask, other=0.0)
+            ahead = position + TILE
+            block = tl.load(table + ahead // BLOCK_SIZE, mask=ahead < last, other=0)
+            scores = tl.dot(query, key.T, input_precision="ieee") * scale_log2
             scores = tl.where(visible[None, :], scores, float("-inf"))
             new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
             correction = tl.exp2(maximum - new_maximum)
             weights = tl.exp2(scores - new_maximum[:, None])
             total = total * correction + tl.sum(weights, axis=1)
             result = result * correction[:, None]
-            result = tl.dot(weights.to(value.dtype), value, result, input_precision=PRECISION)
+            result = tl.dot(weights.to(value.dtype), value, result, input_precision="ieee")
             maximum = new_maximum
         target = out + token.to(tl.int64) * out_stride + head_column
         shares = tl.cdiv(context - begin, length)

@@ -37,7 +37,6 @@ def _attend_tiles(
     WINDOW: tl.constexpr,
     MASKED: tl.constexpr,
     STAGES: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     column = tl.arange(0, HEAD_DIM_PADDED)
     for start in tl.range(first, last, TILE, num_stages=STAGES):
@@ -54,7 +53,7 @@ def _attend_tiles(
         else:
             key = tl.load(key_base + place[:, None])
             value = tl.load(value_base + place[:, None])
-        scores = tl.dot(query, key.T, input_precision=PRECISION)
+        scores = tl.dot(query, key.T, input_precision="ieee")
         if MASKED:
             visible = position[None, :] <= query_position[:, None]
             if WINDOW > 0:
@@ -70,7 +69,7 @@ def _attend_tiles(
         correction = tl.exp2(maximum - new_maximum)
         total = total * correction + tl.sum(weights, axis=1)
         result = result * correction[:, None]
-        result = tl.dot(weights.to(value.dtype), value, result, input_precision=PRECISION)
+        result = tl.dot(weights.to(value.dtype), value, result, input_precision="ieee")
         maximum = new_maximum
     return result, total, maximum
 
@@ -101,7 +100,6 @@ def prefill_attention_kernel(
     WINDOW: tl.constexpr,
     SKIP_SINGLE: tl.constexpr,
     STAGES: tl.constexpr,
-    PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Grid (tiles of ``ROWS // GROUP`` tokens of the longest query, KV heads, sequences).
@@ -168,7 +166,6 @@ def prefill_attention_kernel(
                 WINDOW,
                 False,
                 STAGES,
-                PRECISION,
             )
         result, total, maximum = _attend_tiles(
             result,
@@ -192,7 +189,6 @@ def prefill_attention_kernel(
             WINDOW,
             True,
             STAGES,
-            PRECISION,
         )
         total = tl.where(total > 0.0, total, 1.0)
         target = out + row_token[:, None] * out_stride + head_column

@@ -55,20 +55,23 @@ class GemmWorkspace:
     """Float32 partial tiles and tickets of split products, shared by all linears of a device."""
 
     def __init__(self, device: torch.device) -> None:
-        """Start empty; ``reserve`` before capture so that no address changes afterwards."""
+        """Start empty."""
+        self._outgrown: list[torch.Tensor] = []
         self.partial_sums = torch.empty(0, dtype=torch.float32, device=device)
         self.tickets = torch.zeros(1, dtype=torch.int32, device=device)
 
     def reserve(self, choice: GemmChoice, tokens: int, num_rows: int) -> None:
-        """Make room for one product by ``choice``; grows only."""
+        """Make room for one product by ``choice``; what captured graphs may point to is kept."""
         if choice.kind != "skinny" or choice.shares == 1:
             return
         tiles = triton.cdiv(num_rows, choice.rows) * triton.cdiv(tokens, choice.tokens)
         sums = tiles * choice.shares * choice.rows * choice.tokens
         device = self.tickets.device
         if self.partial_sums.numel() < sums:
+            self._outgrown.append(self.partial_sums)
             self.partial_sums = torch.empty(sums, dtype=torch.float32, device=device)
         if self.tickets.numel() < tiles:
+            self._outgrown.append(self.tickets)
             self.tickets = torch.zeros(tiles, dtype=torch.int32, device=device)
 
 
@@ -108,9 +111,9 @@ def linear(
     elif choice.kind == "skinny":
         workspace.reserve(choice, tokens, num_rows)
         grid = (
+            triton.cdiv(tokens, choice.tokens),
             choice.shares,
             triton.cdiv(num_rows, choice.rows),
-            triton.cdiv(tokens, choice.tokens),
         )
         skinny_kernel[grid](
             x,
@@ -131,7 +134,6 @@ def linear(
             SHARES=choice.shares,
             STAGES=choice.stages,
             PREFETCH=choice.prefetch,
-            PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
             num_warps=choice.warps,
             **traits.launch_options(),
         )

@@ -34,10 +34,11 @@ def skinny_kernel(
     SHARES: tl.constexpr,
     STAGES: tl.constexpr,
     PREFETCH: tl.constexpr,
-    PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Grid (``SHARES``, blocks of ``ROWS`` rows, blocks of ``TOKENS`` tokens).
+    """Grid (blocks of ``TOKENS`` tokens, ``SHARES``, blocks of ``ROWS`` rows).
+
+    Programs that read the same weights are neighbours, so that memory is read once.
 
     Args:
         weight: [num_rows, K] contiguous.
@@ -45,9 +46,9 @@ def skinny_kernel(
         tickets: [tiles] int32 zeros; left at zero.
     """
     start_dependents(PDL)
-    share = tl.program_id(0)
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    token = tl.program_id(2) * TOKENS + tl.arange(0, TOKENS)
+    share = tl.program_id(1)
+    row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     column = tl.arange(0, BLOCK_K)
     row_inside = row < num_rows
     token_inside = token < num_tokens
@@ -77,9 +78,9 @@ def skinny_kernel(
             right = tl.load(
                 x_source + start, mask=inside[:, None] & token_inside[None, :], other=0.0
             )
-        sums = tl.dot(left, right, sums, input_precision=PRECISION)
+        sums = tl.dot(left, right, sums, input_precision="ieee")
     if SHARES > 1:
-        tile = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+        tile = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
         cell = tl.arange(0, ROWS)[:, None] * TOKENS + tl.arange(0, TOKENS)[None, :]
         area: tl.constexpr = ROWS * TOKENS
         base = partial_sums + tile.to(tl.int64) * (SHARES * area) + cell

@@ -1,0 +1,99 @@
+"""Which ways to compute a linear are worth measuring for a number of tokens."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import triton
+
+from headrace.kernels.linear.triton import LIBRARY, GemmChoice
+from headrace.kernels.triton_launch import GpuTraits
+
+MOST_TOKENS = 256
+"""Beyond, the vendor library is used without a measurement."""
+
+_Tile = tuple[int, int, int, int, tuple[int, ...]]
+"""Weight rows, tokens, columns at a time, warps, depths of the load pipeline."""
+
+_TILES: dict[int, tuple[_Tile, ...]] = {
+    16: (
+        (16, 16, 256, 4, (4,)),
+        (32, 16, 256, 4, (4,)),
+        (64, 16, 256, 4, (3, 4)),
+        (64, 16, 128, 4, (4,)),
+        (128, 16, 128, 4, (3, 4)),
+    ),
+    32: (
+        (32, 32, 256, 4, (3,)),
+        (64, 32, 128, 4, (3, 4)),
+        (64, 32, 256, 4, (3,)),
+        (128, 32, 128, 4, (3, 4)),
+    ),
+    64: (
+        (64, 64, 128, 4, (3, 4)),
+        (128, 64, 128, 4, (3, 4)),
+        (64, 32, 128, 4, (4,)),
+    ),
+    128: (
+        (64, 64, 128, 4, (3,)),
+        (128, 64, 128, 4, (3,)),
+        (64, 128, 128, 4, (3,)),
+        (128, 128, 64, 8, (3, 4)),
+        (128, 128, 128, 8, (3,)),
+    ),
+    256: (
+        (64, 128, 128, 4, (3,)),
+        (128, 128, 64, 8, (4,)),
+        (128, 128, 128, 8, (3,)),
+        (64, 256, 64, 4, (4,)),
+        (128, 256, 64, 8, (3, 4)),
+    ),
+}
+
+
+def candidates(num_rows: int, columns: int, tokens: int, traits: GpuTraits) -> list[GemmChoice]:
+    """The vendor library first, then Triton kernels that fit the device and fill it.
+
+    Args:
+        num_rows: N of the weight.
+        columns: K.
+        tokens: Of the input, at most ``MOST_TOKENS``.
+    """
+    choices = [LIBRARY]
+    if tokens == 1:
+        for rows, block_k, warps in ((4, 2048, 8), (4, 2048, 4), (4, 1024, 4), (8, 1024, 8)):
+            if block_k <= triton.next_power_of_2(columns):
+                choices.append(GemmChoice(kind="gemv", rows=rows, block_k=block_k, warps=warps))
+        return choices
+    bucket = max(16, triton.next_power_of_2(tokens))
+    for (rows, tile_tokens, block_k, warps, depths), shares in product(
+        _TILES[bucket], (1, 2, 3, 4)
+    ):
+        programs = triton.cdiv(num_rows, rows) * triton.cdiv(tokens, tile_tokens) * shares
+        fills = programs >= traits.multiprocessors * 0.7
+        enough = shares == 1 or programs <= 4 * traits.multiprocessors
+        if not (fills and enough and columns >= 3 * block_k * shares):
+            continue
+        for stages in depths:
+            if (rows + tile_tokens) * block_k * 2 * stages > traits.shared_memory:
+                continue
+            choices.append(
+                GemmChoice(
+                    kind="skinny",
+                    rows=rows,
+                    tokens=tile_tokens,
+                    block_k=block_k,
+                    shares=shares,
+                    stages=stages,
+                    warps=warps,
+                    prefetch=512 if traits.dependent_launch else 0,
+                )
+            )
+    return choices
+
+
+def untuned(num_rows: int, columns: int, tokens: int, traits: GpuTraits) -> GemmChoice:
+    """A choice without measurement: a matrix-vector kernel for one token, else the library."""
+    if tokens == 1:
+        return candidates(num_rows, columns, tokens, traits)[-1]
+    return LIBRARY

@@ -1,0 +1,202 @@
+"""``GemmTuner``: the way to compute each linear of a model at each number of tokens.
+
+The idea of choosing by measurement and keeping the result is PyTorch's TunableOp.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from bisect import bisect_left
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import triton
+
+from headrace.kernels.linear.triton import LIBRARY, GemmChoice, GemmWorkspace
+from headrace.kernels.triton_launch import GpuTraits
+from headrace.kernels.tuning import table as tables
+from headrace.kernels.tuning.candidates import MOST_TOKENS, candidates, untuned
+from headrace.kernels.tuning.measure import ChainTimer
+from headrace.kernels.tuning.precompile import precompile
+
+TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+"""Measured numbers of tokens; others take the choice of the next larger."""
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LinearShape:
+    """What a choice depends on besides the number of tokens."""
+
+    num_rows: int
+    columns: int
+    wide_output: bool
+
+
+class GemmTuner:
+    """Choices for one model on one device, frozen once ``tune`` or ``use_library`` has run.
+
+    Args:
+        device: Where the weights are.
+        dtype: Of weights and activations.
+        directory: Where tables are kept; ``None``: nothing is read or written.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        traits: GpuTraits,
+        workspace: GemmWorkspace,
+        directory: Path | None,
+    ) -> None:
+        self._device = device
+        self._dtype = dtype
+        self._traits = traits
+        self._workspace = workspace
+        self._directory = directory
+        self._choices: dict[LinearShape, list[GemmChoice]] = {}
+        self._library_only = False
+        self.frozen = False
+
+    def choose(self, num_rows: int, columns: int, tokens: int, wide_output: bool) -> GemmChoice:
+        """The way to compute a product of this shape."""
+        if self._library_only or tokens > MOST_TOKENS:
+            return LIBRARY
+        tuned = self._choices.get(LinearShape(num_rows, columns, wide_output))
+        if tuned is None:
+            return untuned(num_rows, columns, tokens, self._traits)
+        return tuned[bisect_left(TOKEN_COUNTS, tokens)]
+
+    def use_library(self) -> None:
+        """The vendor library for everything, for comparison."""
+        self._library_only = self.frozen = True
+
+    def tune(self, weights: dict[LinearShape, list[torch.Tensor]]) -> list[tables.TunedShape]:
+        """Choose for every shape, from the table on disk or by measuring on these weights.
+
+        Args:
+            weights: Every weight of each shape; they are only read.
+
+        Returns:
+            The results, for a report.
+        """
+        if self.frozen:
+            raise RuntimeError("the GEMM tuner is frozen: shapes are chosen once, at warmup")
+        validators = self._validators()
+        path = self._path(list(weights))
+        results = self._load(path, validators, set(weights))
+        if results is None:
+            started = time.perf_counter()
+            results = self._measure(weights)
+            _logger.info("tuned %d GEMMs in %.1f s", len(results), time.perf_counter() - started)
+            if path is not None:
+                tables.save(path, tables.TuningTable(validators=validators, shapes=results))
+        for result in results:
+            shape = LinearShape(result.num_rows, result.columns, result.wide_output)
+            self._choices.setdefault(shape, [LIBRARY] * len(TOKEN_COUNTS))
+            self._choices[shape][TOKEN_COUNTS.index(result.tokens)] = result.choice
+            self._workspace.reserve(result.choice, result.tokens, result.num_rows)
+        self.frozen = True
+        return results
+
+    def _path(self, shapes: list[LinearShape]) -> Path | None:
+        if self._directory is None:
+            return None
+        text = repr(sorted((s.num_rows, s.columns, s.wide_output) for s in shapes))
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        validators = self._validators()
+        device = "".join(c if c.isalnum() else "-" for c in validators.device.lower())
+        name = f"gemm-{digest}-{device}-{validators.dtype}"
+        return self._directory / f"{name}-tp{validators.tensor_parallel}-{validators.rank}.json"
+
+    def _load(
+        self, path: Path | None, validators: tables.Validators, shapes: set[LinearShape]
+    ) -> list[tables.TunedShape] | None:
+        if path is None:
+            return None
+        try:
+            table = tables.load(path, validators)
+        except tables.StaleTable as reason:
+            _logger.warning("tuning again: %s", reason)
+            return None
+        if table is None:
+            return None
+        wanted = {(shape, tokens) for shape in shapes for tokens in TOKEN_COUNTS}
+        found = {
+            (LinearShape(s.num_rows, s.columns, s.wide_output), s.tokens) for s in table.shapes
+        }
+        if wanted != found:
+            _logger.warning("tuning again: %s does not list this model's shapes", path)
+            return None
+        return table.shapes
+
+    def _measure(self, weights: dict[LinearShape, list[torch.Tensor]]) -> list[tables.TunedShape]:
+        listed = [
+            (shape, tokens, candidates(shape.num_rows, shape.columns, tokens, self._traits))
+            for shape in weights
+            for tokens in TOKEN_COUNTS
+        ]
+        jobs = {
+            (shape.columns, tokens % 16, shape.wide_output, choice): (
+                shape.num_rows,
+                shape.columns,
+                tokens,
+                self._dtype,
+                self._out_dtype(shape),
+                choice,
+            )
+            for shape, tokens, choices in listed
+            for choice in choices
+            if choice.kind != "library"
+        }
+        precompile(list(jobs.values()), self._device)
+        for shape, tokens, choices in listed:
+            for choice in choices:
+                self._workspace.reserve(choice, tokens, shape.num_rows)
+        results = []
+        for shape, tokens, choices in listed:
+            timer = ChainTimer(
+                weights[shape], tokens, self._out_dtype(shape), self._workspace, self._traits
+            )
+            times = {}
+            for choice in choices:
+                try:
+                    times[choice] = timer.microseconds(choice)
+                except RuntimeError as error:
+                    _logger.warning("%s cannot run here: %s", choice.label(), error)
+            best = min(times, key=lambda choice: times[choice])
+            results.append(
+                tables.TunedShape(
+                    num_rows=shape.num_rows,
+                    columns=shape.columns,
+                    tokens=tokens,
+                    wide_output=shape.wide_output,
+                    choice=best,
+                    microseconds=round(times[best], 2),
+                    library_microseconds=round(times.get(LIBRARY, float("inf")), 2),
+                )
+            )
+        return results
+
+    def _out_dtype(self, shape: LinearShape) -> torch.dtype:
+        return torch.float32 if shape.wide_output else self._dtype
+
+    def _validators(self) -> tables.Validators:
+        listed = [
+            choice
+            for tokens in TOKEN_COUNTS
+            for choice in candidates(1 << 14, 1 << 14, tokens, self._traits)
+        ]
+        return tables.Validators(
+            device=torch.cuda.get_device_name(self._device),
+            dtype=str(self._dtype).removeprefix("torch."),
+            torch=torch.__version__,
+            triton=triton.__version__,
+            runtime=str(torch.version.hip or torch.version.cuda),
+            candidates=hashlib.sha256(repr(listed).encode()).hexdigest()[:12],
+        )

@@ -1,0 +1,317 @@
+"""The GPU backend: Triton kernels and the vendor's GEMM library, decode steps in captured graphs.
+
+One source for NVIDIA and AMD (torch calls both ``cuda``). Triton is imported here and below only,
+so that the package works where it is absent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from headrace.checkpoint.builtin import cache_directory
+from headrace.kernels.activation import triton as activation
+from headrace.kernels.attention import triton as paged
+from headrace.kernels.embedding import triton as embedding
+from headrace.kernels.linear import triton as gemm
+from headrace.kernels.norm import triton as norm
+from headrace.kernels.rotary import triton as rotary
+from headrace.kernels.triton_launch import GpuTraits
+from headrace.kernels.tuning.gemm_tuner import GemmTuner, LinearShape
+from headrace.link.errors import ConfigurationError
+from headrace.modeling.activations import Activations
+from headrace.modeling.backends.backend import Computation
+from headrace.modeling.backends.captured_graphs import GraphPool, GraphProgram
+from headrace.modeling.loading.gguf_dequantize import dequantize
+from headrace.modeling.operations import AttentionShape, GGUFBlocks, HeadNorm, WeightPart
+from headrace.modeling.step import StepInputs
+
+_DTYPES = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, slots=True)
+class DenseMatrix:
+    """A weight [N, K], row by row, in the activation dtype, with a bias [N] or none."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    @property
+    def out_features(self) -> int:
+        """N."""
+        return self.weight.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        """K."""
+        return self.weight.shape[1]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes read when the matrix is read once."""
+        return self.weight.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class PagedCache:
+    """Keys and values of one layer as [num_blocks, block_size, kv_heads, head_dim] views.
+
+    In memory a block holds one head after the other, so that what a program of the attention
+    kernels reads of a block is one contiguous piece.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+class TritonOperations:
+    """``Operations`` that launch at once on the current stream.
+
+    Args:
+        device: A CUDA or ROCm device.
+        dtype: Of weights, activations, residual stream and cache: bfloat16 or float16.
+        tuning_directory: Where GEMM choices are kept; ``None``: they are not.
+
+    Raises:
+        ConfigurationError: Another dtype.
+    """
+
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, tuning_directory: Path | None
+    ) -> None:
+        if dtype not in _DTYPES:
+            raise ConfigurationError(
+                f"the GPU backend computes in bfloat16 or float16, not {dtype}"
+            )
+        self._device = device
+        self._dtype = dtype
+        self.traits = GpuTraits.of(device)
+        self._attention_workspace = paged.AttentionWorkspace(device)
+        self._gemm_workspace = gemm.GemmWorkspace(device)
+        self.tuner = GemmTuner(device, dtype, self.traits, self._gemm_workspace, tuning_directory)
+        self._matrices: list[DenseMatrix] = []
+
+    @property
+    def device(self) -> torch.device:
+        """Where buffers and weights live."""
+        return self._device
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        """dtype of all activations except logits."""
+        return self._dtype
+
+    @property
+    def residual_dtype(self) -> torch.dtype:
+        """dtype of the residual stream."""
+        return self._dtype
+
+    # Preparation, at load.
+
+    def pack_linear(self, parts: list[WeightPart], bias: torch.Tensor | None) -> DenseMatrix:
+        """Stack matrices [N_i, K] along N; a lone one of the right dtype is not copied."""
+        dense = [self._dense(part) for part in parts]
+        weight = dense[0] if len(dense) == 1 else torch.cat(dense)
+        matrix = DenseMatrix(
+            weight, None if bias is None else bias.to(self._device, self._dtype).contiguous()
+        )
+        self._matrices.append(matrix)
+        return matrix
+
+    def pack_embedding(self, table: WeightPart) -> DenseMatrix:
+        """The embedding table [vocab, hidden] in the activation dtype."""
+        return DenseMatrix(self._dense(table), None)
+
+    def allocate_cache(self, shape: AttentionShape, num_blocks: int, block_size: int) -> PagedCache:
+        """Pages for one layer's keys and values.
+
+        Raises:
+            ConfigurationError: A head size or a grouping that the attention kernels do not take.
+        """
+        if shape.head_dim not in paged.HEAD_SIZES:
+            sizes = ", ".join(map(str, paged.HEAD_SIZES))
+            raise ConfigurationError(
+                f"head size {shape.head_dim} is not supported on a GPU; supported: {sizes}"
+            )
+        if shape.num_heads % shape.num_kv_heads or shape.num_heads // shape.num_kv_heads > 64:
+            raise ConfigurationError(
+                f"{shape.num_heads} heads over {shape.num_kv_heads} key-value heads are not "
+                "supported on a GPU: groups must be whole and of at most 64"
+            )
+        size = (num_blocks, shape.num_kv_heads, block_size, shape.head_dim)
+        keys, values = (
+            torch.zeros(size, dtype=self._dtype, device=self._device).permute(0, 2, 1, 3)
+            for _ in range(2)
+        )
+        return PagedCache(keys, values)
+
+    def cache_bytes_per_block(self, shape: AttentionShape, block_size: int) -> int:
+        """Bytes that one block of one layer takes, keys and values together."""
+        return 2 * shape.num_kv_heads * block_size * shape.head_dim * self._dtype.itemsize
+
+    def tune(self) -> None:
+        """Choose how to compute every linear packed so far; does nothing the second time."""
+        if self.tuner.frozen:
+            return
+        weights: dict[LinearShape, list[torch.Tensor]] = {}
+        for index, matrix in enumerate(self._matrices):
+            # Only the head, packed last, writes float32.
+            wide = index == len(self._matrices) - 1
+            shape = LinearShape(matrix.out_features, matrix.in_features, wide)
+            weights.setdefault(shape, []).append(matrix.weight)
+        self.tuner.tune(weights)
+
+    # The step.
+
+    def embed(self, token_ids: torch.Tensor, table: DenseMatrix, out: torch.Tensor) -> None:
+        """out[T, hidden] = table[token_ids]."""
+        embedding.embed(token_ids, table.weight, out, self.traits)
+
+    def rms_norm(
+        self, residual: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
+    ) -> None:
+        """out[T, hidden] = RMSNorm(residual) * weight."""
+        norm.rms_norm(residual, weight, eps, out, self.traits)
+
+    def add_rms_norm(
+        self,
+        delta: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        out: torch.Tensor,
+    ) -> None:
+        """residual[T, hidden] += delta (updated); out = RMSNorm(residual) * weight."""
+        norm.add_rms_norm(delta, residual, weight, eps, out, self.traits)
+
+    def linear(self, x: torch.Tensor, weight: DenseMatrix, out: torch.Tensor) -> None:
+        """out[T, N] = x[T, K] @ weight.T + bias; ``out`` may be wider in dtype than ``x``."""
+        choice = self.tuner.choose(
+            weight.out_features, weight.in_features, x.shape[0], out.dtype != x.dtype
+        )
+        gemm.linear(x, weight.weight, weight.bias, out, choice, self._gemm_workspace, self.traits)
+
+    def rotate_and_cache(
+        self,
+        qkv: torch.Tensor,
+        cos_sin: torch.Tensor,
+        norm: HeadNorm | None,
+        shape: AttentionShape,
+        cache: PagedCache,
+        step: StepInputs,
+    ) -> None:
+        """Normalise heads if asked, rotate queries and keys by position, write K and V to pages."""
+        rotary.rotate_and_cache(
+            qkv,
+            cos_sin,
+            None if norm is None else norm.query,
+            None if norm is None else norm.key,
+            0.0 if norm is None else norm.eps,
+            shape.num_heads,
+            shape.num_kv_heads,
+            cache.keys,
+            cache.values,
+            step.positions,
+            step.cache_slots,
+            self.traits,
+        )
+
+    def attention(
+        self,
+        qkv: torch.Tensor,
+        shape: AttentionShape,
+        cache: PagedCache,
+        step: StepInputs,
+        out: torch.Tensor,
+    ) -> None:
+        """out[T, heads * head_dim] = causal attention of the rotated queries over the pages."""
+        paged.paged_attention(
+            qkv,
+            shape.num_heads,
+            shape.num_kv_heads,
+            shape.scale,
+            shape.sliding_window,
+            cache.keys,
+            cache.values,
+            step.query_start,
+            step.context_lengths,
+            step.rows,
+            step.block_tables,
+            out,
+            step.max_query_length,
+            step.max_context_length,
+            self._attention_workspace,
+            self.traits,
+        )
+
+    def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
+        """out[T, I] = silu(gate_up[:, :I]) * gate_up[:, I:]."""
+        activation.silu_mul(gate_up, out, self.traits)
+
+    def gather_add_rms_norm(
+        self,
+        delta: torch.Tensor,
+        residual: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        sampled_tokens: torch.Tensor,
+        out: torch.Tensor,
+    ) -> None:
+        """out[R, hidden] = RMSNorm(residual + delta)[sampled_tokens] * weight; the final norm."""
+        norm.gather_add_rms_norm(delta, residual, weight, eps, sampled_tokens, out, self.traits)
+
+    def _dense(self, part: WeightPart) -> torch.Tensor:
+        matrix = dequantize(part, self._dtype) if isinstance(part, GGUFBlocks) else part
+        return matrix.to(self._device, self._dtype).contiguous()
+
+
+class TritonBackend:
+    """A CUDA or ROCm device.
+
+    Args:
+        device: Which.
+        dtype: Of weights and activations.
+        tuning: ``auto``: measured choices of GEMM kernels, kept under ``tuning_directory``;
+            ``library``: the vendor library for all, for comparison.
+        tuning_directory: Where tuning tables are kept; ``None``: in headrace's cache directory.
+        most_graph_sequences: Largest decode step that is captured; larger ones run eagerly.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        tuning: str = "auto",
+        tuning_directory: Path | None = None,
+        most_graph_sequences: int = 512,
+    ) -> None:
+        directory = tuning_directory or cache_directory() / "tuning"
+        self._operations = TritonOperations(device, dtype, directory)
+        if tuning == "library":
+            self._operations.tuner.use_library()
+        elif tuning != "auto":
+            raise ConfigurationError(f"tuning must be 'auto' or 'library', got {tuning!r}")
+        self._most_graph_sequences = most_graph_sequences
+        self._pool: GraphPool | None = None
+
+    @property
+    def name(self) -> str:
+        """As ``--backend`` names it."""
+        return "triton"
+
+    @property
+    def operations(self) -> TritonOperations:
+        """The operations; each launches at once."""
+        return self._operations
+
+    def compile(
+        self, computation: Computation, step: StepInputs, activations: Activations
+    ) -> GraphProgram:
+        """Tune GEMMs if that was not done yet, then capture a graph a bucket of decode steps."""
+        self._operations.tune()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        most = min(self._most_graph_sequences, step.rows.shape[0], activations.logits.shape[0])
+        return GraphProgram(computation, step, activations, most, self._pool)
