@@ -114,7 +114,7 @@ class Tokenizer:
     def _encoding(self, text: str, add_special_tokens: bool) -> Encoding:
         try:
             return self._backend.encode(text, add_special_tokens=add_special_tokens)
-        except UnicodeEncodeError:
+        except (TypeError, UnicodeEncodeError):  # which of them depends on the library
             raise InvalidRequest("inputs", text, "valid Unicode without surrogates") from None
 
     def _is_doubled(self, ids: list[int], add_special_tokens: bool) -> bool:
