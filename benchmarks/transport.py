@@ -114,10 +114,10 @@ async def run_transport(clients: int, steps_per_second: float, core: int) -> Non
     """The process under test: application, server and client of the link."""
     from headrace.checkpoint.chat_template import ChatTemplate
     from headrace.checkpoint.resolve import resolve
+    from headrace.engine.log_setup import configure_logging
     from headrace.link.channel import TransportChannel
     from headrace.transport.app import create_app
     from headrace.transport.engine_client import EngineClient
-    from headrace.transport.log_setup import configure_logging
     from headrace.transport.served_model import ServedModel
     from headrace.transport.server import serve
     from headrace.transport.settings import TransportSettings

@@ -114,7 +114,7 @@ class Generation:
         """Tokens of all sequences."""
         return sum(sequence.tokens for sequence in self.sequences)
 
-    async def receive(self) -> list[tuple[GeneratedSequence, Piece]]:
+    async def receive(self) -> list[Piece]:
         """The next pieces, of all sequences.
 
         Raises:
@@ -123,15 +123,14 @@ class Generation:
         """
         outputs = await self._stream.receive()
         now = time.monotonic()
-        arrived: list[tuple[GeneratedSequence, Piece]] = []
+        pieces: list[Piece] = []
         for output in outputs:
             sequence = self._by_id[output.request_id]
             if sequence.finish_reason is not None:
                 continue
             if output.queue_seconds is not None:
                 self.timing.queue_seconds = max(self.timing.queue_seconds, output.queue_seconds)
-            for piece in sequence.advance(output):
-                arrived.append((sequence, piece))
+            sequence.advance(output, pieces)
             if sequence.finish_reason is not None:
                 self._unfinished -= 1
                 self._stream.abort(output.request_id)
@@ -141,7 +140,7 @@ class Generation:
             self.timing.first_token = now
             self._service.metrics.time_to_first_token.observe(now - self.timing.arrived)
         self._last_tokens = now
-        return arrived
+        return pieces
 
     def client_gone(self) -> None:
         """The client closed its connection: abort at once."""

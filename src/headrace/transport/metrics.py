@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from headrace.transport.admission import Admission
 from headrace.transport.engine_client import EngineClient
+from headrace.transport.latency_histogram import LatencyHistogram
 
 if TYPE_CHECKING:
     from headrace.transport.generation import Generation
@@ -74,9 +75,12 @@ class Metrics:
         self.time_to_first_token = latency(
             "headrace_time_to_first_token_seconds", "Seconds from arrival to the first token"
         )
-        self.inter_token_latency = latency(
-            "headrace_inter_token_latency_seconds", "Seconds between arrivals of a request's tokens"
+        self.inter_token_latency = LatencyHistogram(
+            "headrace_inter_token_latency_seconds",
+            "Seconds between arrivals of a request's tokens",
+            _LATENCY,
         )
+        registry.register(self.inter_token_latency)
 
     def count_request(self, failure: str | None) -> None:
         """A request for text is over; ``failure`` is the kind of error that ended it."""

@@ -16,10 +16,9 @@ from headrace.transport.errors import RequestFailure, speaks_openai
 from headrace.transport.failure_reply import send_failure
 from headrace.transport.generation import Generation
 from headrace.transport.request_context import RequestContext, context_of
-from headrace.transport.sequence import GeneratedSequence, Piece
+from headrace.transport.sequence import Piece
 
 Headers = list[tuple[bytes, bytes]]
-Pieces = list[tuple[GeneratedSequence, Piece]]
 
 _DISCONNECTED = "client_disconnected"
 
@@ -27,7 +26,7 @@ _DISCONNECTED = "client_disconnected"
 class EventWriter(Protocol):
     """Writes the events of one stream in some dialect."""
 
-    def events(self, pieces: Pieces) -> bytes:
+    def events(self, pieces: list[Piece]) -> bytes:
         """One event for each piece."""
 
     def tail(self) -> bytes:
@@ -67,7 +66,7 @@ class WholeReply(_GenerationResponse):
         self,
         generation: Generation,
         build: Callable[[], tuple[bytes, Headers]],
-        keep_pieces: Callable[[Pieces], None] | None = None,
+        keep_pieces: Callable[[list[Piece]], None] | None = None,
     ) -> None:
         super().__init__(generation)
         self._build = build

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import msgspec
 
 from headrace.checkpoint.text_stream import TextStream
 from headrace.checkpoint.tokenizer import Tokenizer
 from headrace.link.messages import FINISH_STOP, RequestOutput, TokenLogprob
 
 _NO_TOP: list[TokenLogprob] = []
-
-
-class Piece(NamedTuple):
-    """What one token added.
-
-    Attributes:
-        text: Characters that are certain: complete, and no possible beginning of a stop string.
-        token_text: The token's own text, held back or not; a special token as it is spelled.
-        finish_reason: With the last token: TGI's name of the reason.
-    """
-
-    token_id: int
-    text: str
-    token_text: str
-    logprob: float | None
-    top_tokens: list[TokenLogprob]
-    finish_reason: str | None
 
 
 class GeneratedSequence:
@@ -83,24 +66,21 @@ class GeneratedSequence:
         """All text so far, with the stop string that ended it (as TGI has it)."""
         return self._stream.text_with_stop
 
-    def advance(self, output: RequestOutput) -> list[Piece]:
-        """Take what one step added; tokens after a stop string are dropped."""
+    def advance(self, output: RequestOutput, pieces: list[Piece]) -> None:
+        """Take what one step added, as ``pieces``; tokens after a stop string are dropped."""
         if output.prompt_logprobs is not None:
             self.prompt_logprobs = output.prompt_logprobs
         if output.cached_tokens is not None:
             self.cached_tokens = output.cached_tokens
-        pieces: list[Piece] = []
-        stream = self._stream
-        last = len(output.token_ids) - 1
-        logprobs, top_tokens = output.logprobs, output.top_tokens
-        for position, token_id in enumerate(output.token_ids):
-            self.tokens += 1
-            delta = stream.push((token_id,))
+        token_ids, logprobs, top_tokens = output.token_ids, output.logprobs, output.top_tokens
+        last = len(token_ids) - 1
+        for position, token_id in enumerate(token_ids):
+            delta = self._stream.push((token_id,))
             text, reason = delta.text, None
             if delta.stop is not None:
                 reason = FINISH_STOP
-            elif output.finish_reason is not None and position == last:
-                rest = stream.finish()
+            elif position == last and output.finish_reason is not None:
+                rest = self._stream.finish()
                 text += rest.text
                 reason = output.finish_reason if rest.stop is None else FINISH_STOP
             logprob = None
@@ -108,8 +88,27 @@ class GeneratedSequence:
                 logprob = logprobs[position]
                 self.logprob += logprob
             top = top_tokens[position] if top_tokens else _NO_TOP
-            pieces.append(Piece(token_id, text, delta.pieces[0], logprob, top, reason))
+            self.tokens += 1
+            pieces.append(Piece(self, token_id, text, delta.pieces[0], logprob, top, reason))
             if reason is not None:
                 self.finish_reason = reason
                 break
-        return pieces
+
+
+class Piece(msgspec.Struct, gc=False):
+    """What one token added.
+
+    Attributes:
+        sequence: The sequence that it belongs to.
+        text: Characters that are certain: complete, and no possible beginning of a stop string.
+        token_text: The token's own text, held back or not; a special token as it is spelled.
+        finish_reason: With the last token: TGI's name of the reason.
+    """
+
+    sequence: GeneratedSequence
+    token_id: int
+    text: str
+    token_text: str
+    logprob: float | None
+    top_tokens: list[TokenLogprob]
+    finish_reason: str | None

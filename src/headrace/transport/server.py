@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ _log = structlog.get_logger("headrace.transport")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # For error events and last tokens to reach clients that read.
 _FLUSH_SECONDS = 5.0
+# Requests leave few cycles behind: frequent collections would only pause every stream.
+_COLLECTION_THRESHOLDS = (50_000, 20, 100)
 
 
 class _Server(uvicorn.Server):
@@ -85,6 +88,7 @@ async def serve(
                 on_listening(listener.getsockname()[1])
                 # Made before anybody asks for it, since that takes a moment.
                 await asyncio.to_thread(app.openapi)
+                _exempt_startup_objects_from_collection()
             leaving = asyncio.create_task(leave.wait())
             await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
             leaving.cancel()
@@ -111,6 +115,13 @@ async def _drain(service: Service, settings: TransportSettings, hurry: asyncio.E
         )
         await asyncio.wait({idle}, timeout=_FLUSH_SECONDS)
     idle.cancel()
+
+
+def _exempt_startup_objects_from_collection() -> None:
+    """Spare every full collection the modules and schemas, which live as long as the process."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_COLLECTION_THRESHOLDS)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from headrace.transport.openai.generation import (
 )
 from headrace.transport.openai.schema import ChatRequest
 from headrace.transport.prompts import Chat
-from headrace.transport.replies import Headers, Pieces
+from headrace.transport.replies import Headers
 from headrace.transport.sampling_request import check_at_most
 from headrace.transport.sequence import GeneratedSequence, Piece
 from headrace.transport.service import Service
@@ -88,10 +88,10 @@ class WholeChat:
         self.with_logprobs = bool(request.logprobs)
         self._pieces: dict[int, list[Piece]] = {s.index: [] for s in generation.sequences}
 
-    def keep(self, pieces: Pieces) -> None:
+    def keep(self, pieces: list[Piece]) -> None:
         """Remember pieces for their log-probabilities."""
-        for sequence, piece in pieces:
-            self._pieces[sequence.index].append(piece)
+        for piece in pieces:
+            self._pieces[piece.sequence.index].append(piece)
 
     def build(self) -> tuple[bytes, Headers]:
         """The document; it has no headers of its own."""
@@ -134,9 +134,9 @@ class ChatChoices:
         self._with_logprobs = bool(request.logprobs)
         self._begun: set[int] = set()
 
-    def __call__(self, sequence: GeneratedSequence, piece: Piece) -> _Choice:
+    def __call__(self, piece: Piece) -> _Choice:
         """What a chunk says of one piece."""
-        index = sequence.index
+        index = piece.sequence.index
         delta = _Delta(piece.text)
         if index not in self._begun:
             self._begun.add(index)

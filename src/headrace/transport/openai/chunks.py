@@ -9,7 +9,6 @@ import msgspec
 
 from headrace.transport.generation import Generation
 from headrace.transport.openai.generation import usage
-from headrace.transport.replies import Pieces
 from headrace.transport.sequence import GeneratedSequence, Piece
 
 _DONE = b"data: [DONE]\n\n"
@@ -29,7 +28,7 @@ class ChunkWriter:
         self,
         fields: dict[str, Any],
         generation: Generation,
-        choice: Callable[[GeneratedSequence, Piece], Any],
+        choice: Callable[[Piece], Any],
         *,
         with_usage: bool,
         openings: Callable[[GeneratedSequence], Any] | None = None,
@@ -44,20 +43,19 @@ class ChunkWriter:
         self._openings = openings
         self._opened: set[int] = set()
 
-    def events(self, pieces: Pieces) -> bytes:
+    def events(self, pieces: list[Piece]) -> bytes:
         """One event for each piece."""
         encode, choice = self._encode, self._choice
         before, after = self._before, self._after
         if self._openings is None:
-            return b"".join(
-                [before + encode(choice(sequence, piece)) + after for sequence, piece in pieces]
-            )
+            return b"".join([before + encode(choice(piece)) + after for piece in pieces])
         events: list[bytes] = []
-        for sequence, piece in pieces:
+        for piece in pieces:
+            sequence = piece.sequence
             if sequence.index not in self._opened:
                 self._opened.add(sequence.index)
                 events.append(before + encode(self._openings(sequence)) + after)
-            events.append(before + encode(choice(sequence, piece)) + after)
+            events.append(before + encode(choice(piece)) + after)
         return b"".join(events)
 
     def tail(self) -> bytes:

@@ -17,7 +17,7 @@ from headrace.transport.openai.generation import (
 )
 from headrace.transport.openai.schema import CompletionRequest
 from headrace.transport.prompts import Prompt, Text, TokenIds
-from headrace.transport.replies import Headers, Pieces, incomplete
+from headrace.transport.replies import Headers, incomplete
 from headrace.transport.request_model import invalid
 from headrace.transport.sampling_request import check_at_most
 from headrace.transport.sequence import GeneratedSequence, Piece
@@ -157,10 +157,10 @@ class WholeCompletion:
         self._echo = _Echo(service, request)
         self._pieces: dict[int, list[Piece]] = {s.index: [] for s in generation.sequences}
 
-    def keep(self, pieces: Pieces) -> None:
+    def keep(self, pieces: list[Piece]) -> None:
         """Remember pieces for their log-probabilities."""
-        for sequence, piece in pieces:
-            self._pieces[sequence.index].append(piece)
+        for piece in pieces:
+            self._pieces[piece.sequence.index].append(piece)
 
     def build(self) -> tuple[bytes, Headers]:
         """The document; it has no headers of its own."""
@@ -219,8 +219,9 @@ class CompletionChoices:
         self._echo = _Echo(service, request)
         self._offsets: dict[int, int] = {}
 
-    def __call__(self, sequence: GeneratedSequence, piece: Piece) -> _Choice:
+    def __call__(self, piece: Piece) -> _Choice:
         """What a chunk says of one piece."""
+        sequence = piece.sequence
         reason = piece.finish_reason
         if self._request.max_tokens == 0:
             return _Choice(sequence.index, "", None, finish_reason(reason))

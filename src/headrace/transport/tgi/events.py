@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 
 from headrace.transport.generation import Generation
-from headrace.transport.replies import Pieces
 from headrace.transport.sequence import Piece
 from headrace.transport.service import Service
 
@@ -57,9 +56,9 @@ class GenerateEvents:
         self._encode = msgspec.json.Encoder().encode
         self._index = 0
 
-    def events(self, pieces: Pieces) -> bytes:
+    def events(self, pieces: list[Piece]) -> bytes:
         """One event for each piece."""
-        return b"".join([b"data:" + self._event(piece) + b"\n\n" for _, piece in pieces])
+        return b"".join([b"data:" + self._event(piece) + b"\n\n" for piece in pieces])
 
     def tail(self) -> bytes:
         """TGI's stream has no closing event."""

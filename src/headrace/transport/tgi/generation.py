@@ -10,7 +10,7 @@ from headrace.link.errors import InvalidRequest
 from headrace.link.sampling import SamplingParams
 from headrace.transport.generation import Generation, GenerationSpec
 from headrace.transport.prompts import Text
-from headrace.transport.replies import Headers, Pieces, incomplete
+from headrace.transport.replies import Headers, incomplete
 from headrace.transport.sampling_request import check_at_most, check_stop, read_logit_bias
 from headrace.transport.sequence import GeneratedSequence, Piece
 from headrace.transport.service import Service
@@ -111,10 +111,10 @@ class WholeGenerate:
         self._as_list = as_list
         self._pieces: dict[int, list[Piece]] = {s.index: [] for s in generation.sequences}
 
-    def keep(self, pieces: Pieces) -> None:
+    def keep(self, pieces: list[Piece]) -> None:
         """Remember pieces for the details."""
-        for sequence, piece in pieces:
-            self._pieces[sequence.index].append(piece)
+        for piece in pieces:
+            self._pieces[piece.sequence.index].append(piece)
 
     def build(self) -> tuple[bytes, Headers]:
         """The document and its headers."""
