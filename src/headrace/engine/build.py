@@ -39,7 +39,13 @@ def build_engine_from(
 ) -> tuple[Engine, EngineReady]:
     """The same for a checkpoint that was resolved already."""
     started = time.perf_counter()
-    choice = choose_backend(settings, checkpoint.config)
+    choice = choose_backend(
+        settings.backend,
+        settings.device,
+        settings.dtype,
+        threads=settings.threads,
+        unpack_weights=settings.unpack_weights,
+    )
     backend, on_gpu = choice.backend, choice.device.type != "cpu"
     _log.info("backend", name=backend.name, device=str(choice.device), why=choice.reason)
     batch = decide_batch(settings, checkpoint.config, on_gpu=on_gpu)
@@ -129,7 +135,7 @@ def _size_cache(
     batch: BatchLimits,
 ) -> CacheLimits:
     """Compute the largest step with a cache just large enough; give the cache of what is left."""
-    per_block = cache_bytes_per_block(checkpoint.config, decoder, settings.block_size)
+    per_block = cache_bytes_per_block(decoder, settings.block_size)
     device = backend.operations.device
     smallest = decide_cache(
         msgspec.structs.replace(

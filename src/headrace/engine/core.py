@@ -114,26 +114,27 @@ class Engine:
 
     def step(self) -> StepEvents:
         """Launch what may be launched, then take in the oldest step in flight."""
-        started = time.perf_counter()
         while len(self._in_flight) < self._depth and self._launch():
             pass
-        launched = time.perf_counter()
-        self._schedule_seconds += launched - started
         if not self._in_flight:
             return StepEvents([], [])
         plan, pending = self._in_flight.popleft()
+        started = time.perf_counter()
         result = pending.wait()
         computed = time.perf_counter()
-        self._forward_seconds += computed - launched
+        self._forward_seconds += computed - started
         events = self._take_in(plan, result)
         self._schedule_seconds += time.perf_counter() - computed
         return events
 
     def _launch(self) -> bool:
         """Plan and launch one step; whether there was one."""
+        started = time.perf_counter()
         plan = self._scheduler.plan()
         if plan is None:
             return False
+        planned = time.perf_counter()
+        self._schedule_seconds += planned - started
         runner = self._runner
         for row in plan.freed_rows:
             runner.clear_row(row)
@@ -149,6 +150,7 @@ class Engine:
         for appended in plan.appended:
             runner.set_blocks(appended.row, appended.table_index, [appended.block])
         pending = runner.launch([_tokens_of(scheduled) for scheduled in plan.scheduled])
+        self._forward_seconds += time.perf_counter() - planned
         self._in_flight.append((plan, pending))
         return True
 

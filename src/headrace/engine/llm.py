@@ -182,11 +182,8 @@ class LLM:
                     if events.failures:
                         raise HeadraceError(events.failures[0].message)
                     for output in events.outputs:
-                        run = live.get(output.request_id)
-                        if run is None:
-                            continue
                         tokens += len(output.token_ids)
-                        if run.take(output):
+                        if live[output.request_id].take(output):
                             del live[output.request_id]
                             engine.abort([output.request_id])
                     bar.update(task, completed=len(runs) - len(live), tokens=tokens)

@@ -1,0 +1,88 @@
+"""Which backend serves: by what the device can do, unless the user names one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from headrace.hardware.device import resolve_device
+from headrace.hardware.processor import usable_cores
+from headrace.kernels import native
+from headrace.link.errors import ConfigurationError
+from headrace.modeling.backends.backend import Backend
+from headrace.modeling.backends.native_cpu import NativeCpuBackend
+from headrace.modeling.backends.torch_backend import TorchBackend
+
+BACKENDS = ("auto", "native", "torch")
+NATIVE_DTYPES = (torch.bfloat16, torch.float32)
+_DTYPES = {
+    "auto": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BackendChoice:
+    """A backend, ready to pack weights.
+
+    Attributes:
+        dtype_name: As torch prints it, without ``torch.``.
+        reason: Why this one, for the log.
+    """
+
+    backend: Backend
+    device: torch.device
+    dtype_name: str
+    reason: str
+
+
+def choose_backend(
+    name: str = "auto",
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    threads: int | None = None,
+    unpack_weights: bool = False,
+) -> BackendChoice:
+    """Pick the fastest backend that can run here.
+
+    Args:
+        name: One of ``BACKENDS``.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        dtype: ``auto`` (bfloat16), ``bfloat16``, ``float16`` or ``float32``.
+        threads: CPU threads; ``None``: from the machine.
+        unpack_weights: Unpack quantized weights to ``dtype`` where the backend need not.
+
+    Raises:
+        ConfigurationError: an unknown name, or a backend that cannot run here and why.
+    """
+    if name not in BACKENDS:
+        raise ConfigurationError(f"--backend must be one of {', '.join(BACKENDS)}, got `{name}`")
+    if dtype not in _DTYPES:
+        raise ConfigurationError(f"--dtype must be one of {', '.join(_DTYPES)}, got `{dtype}`")
+    where, kind = resolve_device(device), _DTYPES[dtype]
+    if where.type != "cpu":
+        if name == "native":
+            raise ConfigurationError("--backend native computes on the CPU: add --device cpu")
+        return _choice(TorchBackend(where, kind), kind, "plain torch runs on any GPU")
+    count = threads or usable_cores()
+    # Beside native kernels torch only samples: its own pool would wake for nothing.
+    missing = native.reason_unavailable()
+    if name != "torch" and missing is None and kind in NATIVE_DTYPES:
+        torch.set_num_threads(1)
+        backend = NativeCpuBackend(kind, count, quantized=not unpack_weights)
+        return _choice(backend, kind, f"{backend.instruction_set} kernels on {count} threads")
+    if name == "native":
+        reason = missing or f"it computes in bfloat16 or float32, not {dtype}"
+        raise ConfigurationError(f"--backend native: {reason}")
+    torch.set_num_threads(count)
+    reason = "as --backend asks" if name == "torch" else missing or f"no native kernels for {dtype}"
+    return _choice(TorchBackend(where, kind), kind, f"{reason}; {count} threads")
+
+
+def _choice(backend: Backend, dtype: torch.dtype, reason: str) -> BackendChoice:
+    device = backend.operations.device
+    return BackendChoice(backend, device, str(dtype).removeprefix("torch."), reason)
