@@ -27,7 +27,9 @@ from headrace.transport.server import serve
 from headrace.transport.settings import TransportSettings
 
 # Tests are collected without packages: a helper beside them is loaded by its path.
-_SPEC = importlib.util.spec_from_file_location("null_engine", Path(__file__).with_name("null_engine.py"))
+_SPEC = importlib.util.spec_from_file_location(
+    "null_engine", Path(__file__).with_name("null_engine.py")
+)
 assert _SPEC is not None
 assert _SPEC.loader is not None
 null_engine = importlib.util.module_from_spec(_SPEC)
@@ -182,3 +184,9 @@ def engine(server: Server):  # type: ignore[no-untyped-def]
     server.engine.submits.clear()
     server.engine.aborted.clear()
     return server.engine
+
+
+@pytest.fixture
+def text() -> str:
+    """What the engine answers."""
+    return TEXT
