@@ -165,19 +165,26 @@ def test_a_preempted_request_waits_until_it_can_stay(simulate: Any) -> None:
 
 def test_admission_leaves_room_for_those_that_run(simulate: Any) -> None:
     simulation = simulate(num_blocks=4, max_running=2, prefix_cache=False)
-    simulation.add([1] * 8, 5, ignore_eos=True)
+    simulation.add([1] * 6, 5, ignore_eos=True)
     simulation.step()
-    # Two blocks are left. This one would take both, and the first needs one in its next step.
+    # Two blocks are left. This one would take both, and the first soon needs one.
     simulation.add([2] * 8, 5, ignore_eos=True)
     assert simulation.step().admitted == []
     simulation.run()
     assert simulation.scheduler.stats().preemptions_total == 0
+    simulation.check_at_rest()
 
 
 def test_steps_in_flight_give_back_blocks_before_anyone_is_preempted(simulate: Any) -> None:
-    simulation = simulate(num_blocks=4, max_running=2, depth=2, prefix_cache=False)
+    simulation = simulate(num_blocks=7, max_running=3, depth=2, prefix_cache=False)
     simulation.add([1] * 4, 5, ignore_eos=True)
-    simulation.add([2] * 4, 9, ignore_eos=True)
+    needy = simulation.add([2] * 4, 6, ignore_eos=True)
+    simulation.add([3] * 5, 6, ignore_eos=True)
+    for _ in range(5):
+        assert len(simulation.step().scheduled) == 3
+    # The first has ended, but its last step is in flight: one more step without the needy one.
+    assert needy not in [item.sequence.id for item in simulation.step().scheduled]
+    assert needy in [item.sequence.id for item in simulation.step().scheduled]
     simulation.run()
     assert simulation.scheduler.stats().preemptions_total == 0
     simulation.check_at_rest()
@@ -191,3 +198,19 @@ def test_the_integrity_check_sees_a_leaked_block(simulate: Any) -> None:
     plan.scheduled[0].sequence.block_table.pop()
     with pytest.raises(IntegrityError, match="holders"):
         simulation.scheduler.check_integrity()
+
+
+def test_nobody_is_admitted_in_the_step_that_preempts(simulate: Any) -> None:
+    simulation = simulate(num_blocks=16, max_running=4, prefix_cache=False)
+    for request in range(30):
+        long = request % 3 == 0
+        simulation.add([request + 1] * (12 if long else 1), 24 if long else 12, ignore_eos=True)
+    steps_that_preempt = 0
+    while simulation.scheduler.has_work:
+        before = simulation.scheduler.stats().preemptions_total
+        plan = simulation.step()
+        if simulation.scheduler.stats().preemptions_total > before:
+            steps_that_preempt += 1
+            assert plan.admitted == []
+    assert steps_that_preempt
+    simulation.check_at_rest()
