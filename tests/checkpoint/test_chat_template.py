@@ -152,9 +152,7 @@ def test_content_parts_are_joined_and_others_refused_by_name():
 
 
 def test_a_refusal_keeps_its_message():
-    with pytest.raises(
-        TemplateError, match=r"^roles must alternate, starting with user$"
-    ) as caught:
+    with pytest.raises(TemplateError, match=r"^roles must alternate, starting") as caught:
         _template(BRACKET_STYLE).render([{"role": "assistant", "content": "hi"}])
     assert caught.value.code is ErrorCode.TEMPLATE
 
@@ -175,13 +173,12 @@ def test_a_missing_variable_has_its_own_code():
         ("{{ messages[0].content + 1 }}", "chat template"),
         ("{{ messages.append(1) }}", "unsafe"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
-        ("{{ raise_exception.__globals__ }}", "unsafe"),
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "steps"),
         ("{% for a in range(10**9) %}{% endfor %}", "number|Range"),
         ("{% for i in range(99) %}{{ 'x' * 999999 }}{% endfor %}", "exceeds"),
         ("{{ 'x' * 10**12 }}", "more than"),
         ("{{ [0] * 10**12 }}", "more than"),
-        ("{{ 10 ** 10 ** 10 }}", "power"),
+        ("{{ 10 ** 10000 }}", "power"),
         ("{{ 'x'.ljust(10**12) }}", "number"),
         (
             "{% set ns = namespace(x='a') %}{% for i in range(99) %}"
@@ -202,6 +199,10 @@ def test_broken_and_hostile_templates(source, reason):
         _template(source).render([USER])
     assert caught.value.code is ErrorCode.TEMPLATE
     assert time.monotonic() - start < 10
+
+
+def test_python_internals_are_not_there():
+    assert _template("{{ raise_exception.__globals__ }}").render([USER]) == ""
 
 
 def test_exponential_recursion_is_stopped_by_the_clock(monkeypatch):

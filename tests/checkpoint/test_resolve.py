@@ -101,10 +101,9 @@ def test_wrong_shape_is_refused_before_loading(saved_model, tmp_path):
         _ = resolve(str(tmp_path)).tensors
 
 
+@pytest.mark.parametrize("saved_model", ["llama"], indirect=True)
 def test_unexpected_bias_is_not_ignored(saved_model, tmp_path):
-    model, directory = saved_model
-    if model.config.model_type != "llama":
-        pytest.skip("only this family's biases are optional")
+    _, directory = saved_model
     for file in directory.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text()) | {"mlp_bias": False}
@@ -121,7 +120,7 @@ def test_gguf_file_and_directory(write_gguf):
     assert found.path == path
     assert found.max_position == 128
     (path.parent / "other.gguf").write_bytes(path.read_bytes())
-    with pytest.raises(ConfigurationError, match="several GGUF files.*model.gguf, other.gguf"):
+    with pytest.raises(ConfigurationError, match=r"several GGUF files.*model\.gguf, other"):
         resolve(str(path.parent))
 
 
@@ -219,6 +218,7 @@ def test_hub_id_comes_from_the_snapshot(monkeypatch, tmp_path):
     snapshot = tmp_path / "0123abc"
     snapshot.mkdir()
     (snapshot / "config.json").write_text("{}")
+    (snapshot / "model.safetensors").write_bytes(b"")
     asked = []
 
     def download(model_id, revision=None, **options):
@@ -230,11 +230,47 @@ def test_hub_id_comes_from_the_snapshot(monkeypatch, tmp_path):
     assert (checkpoint.model_id, checkpoint.sha) == ("owner/model", "0123abc")
     ((model_id, revision, options),) = asked
     assert (model_id, revision) == ("owner/model", "main")
-    assert not any(pattern.endswith((".bin", ".py")) for pattern in options["allow_patterns"])
+    assert not any(
+        pattern.endswith((".bin", ".py", ".gguf")) for pattern in options["allow_patterns"]
+    )
+
+
+def _gguf_repository(monkeypatch, directory: Path, names: list[str]) -> list[str]:
+    fetched = []
+
+    def download(model_id, file, **options):
+        fetched.append(f"{model_id}/{file}")
+        (directory / file).write_bytes(b"")
+        return str(directory / file)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *a, **k: str(directory))
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda *a, **k: ["README.md", *names])
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    return fetched
+
+
+def test_a_repository_of_one_gguf_file(monkeypatch, tmp_path):
+    fetched = _gguf_repository(monkeypatch, tmp_path, ["only.gguf"])
+    checkpoint = resolve("owner/model")
+    assert isinstance(checkpoint, GGUFCheckpoint)
+    assert checkpoint.path == tmp_path / "only.gguf"
+    assert fetched == ["owner/model/only.gguf"]
+
+
+def test_of_several_gguf_files_one_must_be_named(monkeypatch, tmp_path):
+    fetched = _gguf_repository(monkeypatch, tmp_path, ["q4.gguf", "q8.gguf"])
+    with pytest.raises(
+        ConfigurationError, match="several GGUF files; name one, as in `owner/model/q4"
+    ):
+        resolve("owner/model")
+    assert resolve("owner/model/q8.gguf").path == tmp_path / "q8.gguf"
+    assert fetched == ["owner/model/q8.gguf"]
 
 
 def test_without_a_network_the_cached_snapshot_serves(monkeypatch, tmp_path):
     (tmp_path / "config.json").write_text("{}")
+
+    (tmp_path / "model.safetensors").write_bytes(b"")
 
     def download(model_id, local_files_only=False, **options):
         if not local_files_only:

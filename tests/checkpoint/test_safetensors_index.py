@@ -92,7 +92,7 @@ def _tensor(dtype="F32", shape=(4,), offsets=(0, 16)) -> dict:
 @pytest.mark.parametrize(
     ("header", "reason"),
     [
-        (b"{", "malformed"),
+        (b"{{{", "malformed"),
         (b"[1]", "malformed"),
         (b"\xff\xff", "malformed"),
         ({"t": _tensor(dtype="F3")}, "unsupported dtype 'F3'"),

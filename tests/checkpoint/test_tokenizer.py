@@ -100,9 +100,8 @@ def test_special_ids_are_those_of_transformers(builtin_tokenizer, transformers_b
 def test_building_the_builtin_tokenizer_is_quick(builtin):
     start = time.process_time()
     gguf_tokenizer(GGUFFile(builtin.path))
-    assert (
-        time.process_time() - start < 0.6
-    )  # 0.2 s alone; the bound leaves room for a busy machine
+    # 0.2 s alone; the bound leaves room for a busy machine.
+    assert time.process_time() - start < 0.6
 
 
 def test_offsets_cover_the_text(builtin_tokenizer):

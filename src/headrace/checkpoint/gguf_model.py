@@ -42,9 +42,16 @@ def gguf_config(file: GGUFFile) -> ModelConfig:
             missing or out of range.
     """
     keys = _ArchitectureKeys(file)
+    if file.get("split.count", 0) not in (0, 1):
+        raise ConfigurationError(f"{file.path}: split GGUF files are not supported; merge them")
     heads = keys.integer("attention.head_count")
     hidden = keys.integer("embedding_length")
     head_dim = keys.integer("attention.key_length", hidden // heads)
+    kv_heads = keys.integer("attention.head_count_kv", heads)
+    if heads % kv_heads or head_dim % 2:
+        raise ConfigurationError(
+            f"{file.path}: {heads} heads of {head_dim} dimensions and {kv_heads} KV heads do not fit"
+        )
     if keys.integer("attention.value_length", head_dim) != head_dim:
         raise ConfigurationError(f"{file.path}: keys and values of different head sizes")
     rotary = keys.integer("rope.dimension_count", head_dim)
@@ -75,7 +82,7 @@ def gguf_config(file: GGUFFile) -> ModelConfig:
         intermediate_size=keys.integer("feed_forward_length"),
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=keys.integer("attention.head_count_kv", heads),
+        num_kv_heads=kv_heads,
         head_dim=head_dim,
         vocab_size=embedding.shape[0],
         max_position=max_position,

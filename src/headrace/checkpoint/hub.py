@@ -3,29 +3,81 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from headrace.link.errors import ConfigurationError
 
-_HUB_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?")
-_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.gguf", "tokenizer.model", "*.txt"]
+_MODEL = re.compile(r"(?!\.)[\w.-]{1,96}(/(?!\.)[\w.-]{1,96})?")
+_FILE = re.compile(rf"(?P<model>{_MODEL.pattern})/(?P<file>[\w.-]+\.gguf)")
+_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether ``name`` has the form ``owner/model`` (or one old-style word)."""
-    return _HUB_ID.fullmatch(name) is not None and not name.startswith(("/", ".", "~"))
+    """Whether ``name`` has the form ``owner/model`` or ``owner/model/file.gguf``."""
+    if name.endswith(".gguf"):
+        return _FILE.fullmatch(name) is not None and name.count("/") == 2
+    return _MODEL.fullmatch(name) is not None
 
 
-def download(model_id: str, revision: str | None) -> Path:
-    """The local snapshot of a model, downloaded where it is not complete in the cache.
+def download(name: str, revision: str | None) -> Path:
+    """The local directory or GGUF file of a model, downloaded where the cache does not have it.
 
-    Without a network the cached snapshot is used as it is.
+    A repository without safetensors gives its GGUF file if it holds only one. Without a network
+    the cached copy is used as it is.
 
     Raises:
-        ConfigurationError: Unknown or gated model, unknown revision, or no network and no copy.
+        ConfigurationError: Unknown or gated model, unknown revision, several GGUF files, or no
+            network and no copy.
     """
-    from huggingface_hub import snapshot_download
+    import huggingface_hub
+
+    file = _FILE.fullmatch(name)
+    if file is not None:
+        return _fetch(name, revision, _file_fetcher(file["model"], file["file"], revision))
+
+    def snapshot(offline: bool) -> str:
+        return huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=_PATTERNS, local_files_only=offline
+        )
+
+    directory = _fetch(name, revision, snapshot)
+    if any(directory.glob("*.safetensors*")):
+        return directory
+    ggufs = _gguf_names(name, revision, directory)
+    if len(ggufs) > 1:
+        raise ConfigurationError(
+            f"model `{name}`: several GGUF files; name one, as in `{name}/{ggufs[0]}`"
+        )
+    if not ggufs:
+        return directory
+    return _fetch(name, revision, _file_fetcher(name, ggufs[0], revision))
+
+
+def _file_fetcher(model: str, file: str, revision: str | None) -> Callable[[bool], str]:
+    import huggingface_hub
+
+    def fetch(offline: bool) -> str:
+        return huggingface_hub.hf_hub_download(
+            model, file, revision=revision, local_files_only=offline
+        )
+
+    return fetch
+
+
+def _gguf_names(model: str, revision: str | None, directory: Path) -> list[str]:
+    import huggingface_hub
+
+    try:
+        names = huggingface_hub.list_repo_files(model, revision=revision)
+    except Exception:  # no network: what the cache has
+        names = [path.name for path in directory.glob("*.gguf")]
+    return sorted(name for name in names if name.endswith(".gguf"))
+
+
+def _fetch(name: str, revision: str | None, fetch: Callable[[bool], str]) -> Path:
     from huggingface_hub.errors import (
+        EntryNotFoundError,
         GatedRepoError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
@@ -33,7 +85,7 @@ def download(model_id: str, revision: str | None) -> Path:
     )
 
     try:
-        return Path(snapshot_download(model_id, revision=revision, allow_patterns=_PATTERNS))
+        return Path(fetch(False))
     except GatedRepoError:
         reason = "access is restricted: accept its terms on the hub and set HF_TOKEN"
     except RevisionNotFoundError:
@@ -42,19 +94,14 @@ def download(model_id: str, revision: str | None) -> Path:
         reason = "no such model on the hub, and no such path on this machine"
     except LocalEntryNotFoundError:
         reason = "the hub cannot be reached and the model is not in the local cache"
+    except EntryNotFoundError:
+        reason = "the model has no such file"
     except Exception as unreachable:  # network libraries raise many kinds
         try:
-            return Path(
-                snapshot_download(
-                    model_id,
-                    revision=revision,
-                    allow_patterns=_PATTERNS,
-                    local_files_only=True,
-                )
-            )
+            return Path(fetch(True))
         except Exception:
             reason = f"the hub cannot be reached ({_first_line(unreachable)}), and no cached copy"
-    raise ConfigurationError(f"model `{model_id}`: {reason}")
+    raise ConfigurationError(f"model `{name}`: {reason}")
 
 
 def _first_line(error: Exception) -> str:

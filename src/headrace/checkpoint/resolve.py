@@ -32,10 +32,12 @@ def resolve(model: str | None, revision: str | None = None) -> Checkpoint:
             return _from_directory(model, path)
     except OSError as error:
         raise ConfigurationError(f"model `{model}`: {error.strerror}") from None
-    if not hub.is_hub_id(model) or model.endswith((".gguf", ".safetensors")):
+    if not hub.is_hub_id(model):
         raise ConfigurationError(f"model `{model}`: no such file or directory")
-    snapshot = hub.download(model, revision)
-    return _from_directory(model, snapshot, sha=snapshot.name)
+    found = hub.download(model, revision)
+    if found.is_dir():
+        return _from_directory(model, found, sha=found.name)
+    return GGUFCheckpoint(model, found, sha=found.parent.name)
 
 
 def _from_file(model: str, path: Path) -> Checkpoint:
