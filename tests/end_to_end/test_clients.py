@@ -85,18 +85,15 @@ def test_openai_refuses_what_it_cannot_do_by_name(client) -> None:
 
 
 def test_hub_client_text_generation_with_details_and_stream(hub_client) -> None:
-    details = hub_client.text_generation(
-        "The sky is", max_new_tokens=8, details=True, decoder_input_details=True
-    )
+    whole = {"max_new_tokens": 8, "details": True, "return_full_text": False}
+    details = hub_client.text_generation("The sky is", decoder_input_details=True, **whole)
     assert details.details.generated_tokens == 8
     assert details.details.finish_reason == "length"
     assert [token.text for token in details.details.prefill][0]
     assert details.details.prefill[0].logprob is None
     assert all(token.logprob <= 0 for token in details.details.tokens)
     assert "".join(token.text for token in details.details.tokens) == details.generated_text
-    events = list(
-        hub_client.text_generation("The sky is", max_new_tokens=8, details=True, stream=True)
-    )
+    events = list(hub_client.text_generation("The sky is", stream=True, **whole))
     assert [event.index for event in events] == list(range(1, 9))
     assert "".join(event.token.text for event in events) == details.generated_text
     assert events[-1].generated_text == details.generated_text

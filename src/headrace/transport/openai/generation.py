@@ -15,17 +15,18 @@ from headrace.transport.sampling_request import check_stop, read_logit_bias
 from headrace.transport.service import Service
 from headrace.transport.settings import TransportSettings
 
-# What TGI's clients send when they know no better: there is only one model.
-_ANY_MODEL = "tgi"
+# What clients written for TGI send in place of a name: its documentation's, and that of
+# huggingface_hub.InferenceClient(base_url=...).
+_PLACEHOLDERS = ("tgi", "dummy")
 
 
 def check_model(service: Service, name: str | None) -> None:
-    """Refuse a model that is not served; its absence and TGI's ``tgi`` name the served one.
+    """Refuse a model that is not served; its absence and placeholders name the served one.
 
     Raises:
         RequestFailure: 404.
     """
-    if name in (None, "", _ANY_MODEL, service.model.model_id):
+    if name in (None, "", *_PLACEHOLDERS, service.model.model_id):
         return
     shown = str(name)[:80]
     failure = RequestFailure(
