@@ -113,7 +113,9 @@ class Tokenizer:
 
     def _encoding(self, text: str, add_special_tokens: bool) -> Encoding:
         try:
-            return self._backend.encode(text, add_special_tokens=add_special_tokens)
+            # A batch of one: `encode` holds the interpreter lock, for half a second on a text of
+            # 400,000 characters, in which a server could answer nothing. Batches release it.
+            return self._backend.encode_batch([text], add_special_tokens=add_special_tokens)[0]
         except (TypeError, UnicodeEncodeError):  # which of them depends on the library
             raise InvalidRequest("inputs", text, "valid Unicode without surrogates") from None
 
