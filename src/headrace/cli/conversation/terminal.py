@@ -64,9 +64,10 @@ class TerminalChat:
             return
         while True:
             try:
-                line = self._console.input("[bold green]>[/bold green] ")
+                # Not rich's input: readline must know the prompt to redraw a line around it.
+                line = input("> ")
                 while line.endswith("\\"):
-                    line = f"{line[:-1]}\n{self._console.input('[green].[/green] ')}"
+                    line = f"{line[:-1]}\n{input('. ')}"
             except KeyboardInterrupt:
                 self._say("\n[dim]/exit or Ctrl-D leaves[/dim]")
                 continue
