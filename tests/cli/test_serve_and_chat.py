@@ -189,7 +189,7 @@ def terminal():
 
 def test_chat_on_a_terminal_streams_and_ctrl_c_stops_the_answer_only(terminal):
     chat = terminal("chat", *SMALL_CACHE, "--temperature", "0")
-    chat.wait_for("/help shows the commands\r\n> ")
+    chat.wait_for(r"/help shows the commands\)\r\n> ")
     chat.type("Write a very long story about the sea.\n")
     chat.wait_for(r"the sea\.\r\n.")
     chat.type("\x03")
