@@ -143,7 +143,7 @@ def test_mistral_window(write_gguf):
         ({"llama.block_count": None}, "block_count` must be an integer"),
         ({"llama.attention.head_count": 0}, "must be an integer from 1 to \\d+, got 0"),
         ({"llama.attention.head_count": [4, 4]}, "is an array"),
-        ({"llama.attention.head_count_kv": 3}, "4 heads of 8 dimensions and 3 KV heads"),
+        ({"llama.attention.head_count_kv": 3}, "4 heads of 8 dimensions, 3 KV heads"),
         ({"split.count": 2}, "split GGUF"),
         ({"llama.expert_count": 8}, "mixture-of-experts"),
         ({"llama.rope.dimension_count": 4}, "rotary embedding of 4 of 8"),

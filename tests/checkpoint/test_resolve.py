@@ -259,9 +259,7 @@ def test_a_repository_of_one_gguf_file(monkeypatch, tmp_path):
 
 def test_of_several_gguf_files_one_must_be_named(monkeypatch, tmp_path):
     fetched = _gguf_repository(monkeypatch, tmp_path, ["q4.gguf", "q8.gguf"])
-    with pytest.raises(
-        ConfigurationError, match="several GGUF files; name one, as in `owner/model/q4"
-    ):
+    with pytest.raises(ConfigurationError, match=r"several GGUF files; .*`owner/model/q4"):
         resolve("owner/model")
     assert resolve("owner/model/q8.gguf").path == tmp_path / "q8.gguf"
     assert fetched == ["owner/model/q8.gguf"]

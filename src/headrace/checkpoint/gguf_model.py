@@ -50,7 +50,7 @@ def gguf_config(file: GGUFFile) -> ModelConfig:
     kv_heads = keys.integer("attention.head_count_kv", heads)
     if heads % kv_heads or head_dim % 2:
         raise ConfigurationError(
-            f"{file.path}: {heads} heads of {head_dim} dimensions and {kv_heads} KV heads do not fit"
+            f"{file.path}: {heads} heads of {head_dim} dimensions, {kv_heads} KV heads do not fit"
         )
     if keys.integer("attention.value_length", head_dim) != head_dim:
         raise ConfigurationError(f"{file.path}: keys and values of different head sizes")

@@ -102,7 +102,7 @@ def _byte_level(file: GGUFFile, tokens: list[str], kinds: list[int]) -> Backend:
         for index, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
     }
     pre = file.get("tokenizer.ggml.pre", "default")
-    merges = [_pair(merge) for merge in file.array("tokenizer.ggml.merges")]
+    merges = _merges(file)
     backend = Backend(models.BPE(vocabulary, merges, ignore_merges=pre in _IGNORE_MERGES))
     backend.decoder = decoders.ByteLevel()
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre not in _SPLITS)
@@ -124,14 +124,14 @@ def _byte_level(file: GGUFFile, tokens: list[str], kinds: list[int]) -> Backend:
     return backend
 
 
-def _pair(merge: str) -> tuple[str, str]:
-    left, _, right = merge.partition(" ")
-    return left, right
+def _merges(file: GGUFFile) -> list[tuple[str, str]]:
+    # One without a space stays a tuple of one, which the library refuses.
+    return [tuple(merge.split(" ", 1)) for merge in file.array("tokenizer.ggml.merges")]
 
 
 def _sentencepiece(file: GGUFFile, tokens: list[str], kinds: list[int]) -> Backend:
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    merges = [_pair(merge) for merge in file.array("tokenizer.ggml.merges")]
+    merges = _merges(file)
     if not merges:
         scores = file.array("tokenizer.ggml.scores")
         if len(scores) != len(tokens):

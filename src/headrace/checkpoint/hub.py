@@ -93,14 +93,14 @@ def _fetch(name: str, revision: str | None, fetch: Callable[[bool], str]) -> Pat
     except RepositoryNotFoundError:
         reason = "no such model on the hub, and no such path on this machine"
     except LocalEntryNotFoundError:
-        reason = "the hub cannot be reached and the model is not in the local cache"
+        reason = "no such path on this machine, and the hub cannot be reached"
     except EntryNotFoundError:
         reason = "the model has no such file"
     except Exception as unreachable:  # network libraries raise many kinds
         try:
             return Path(fetch(True))
         except Exception:
-            reason = f"the hub cannot be reached ({_first_line(unreachable)}), and no cached copy"
+            reason = f"no such path, and the hub cannot be reached ({_first_line(unreachable)})"
     raise ConfigurationError(f"model `{name}`: {reason}")
 
 
