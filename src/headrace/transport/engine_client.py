@@ -173,7 +173,9 @@ class EngineClient:
                 self._ready = self._limits = message
                 self._became_ready.set()
             case EngineFailed():
-                _log.error("engine failed", reason=message.message, permanent=message.permanent)
+                # A permanent failure ends the server, which then says why.
+                if not message.permanent:
+                    _log.error("engine failed", reason=message.message)
 
     def engine_lost(self, reason: str) -> None:
         """The engine is gone: tell everybody who waits."""

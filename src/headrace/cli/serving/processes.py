@@ -77,18 +77,22 @@ async def _serve_while(
     """Serve until a signal comes or the engine's ``life`` is over."""
     from headrace.transport.server import serve
 
-    stop = asyncio.Event()
-    life.add_done_callback(lambda _: stop.set())
     announcement: list[asyncio.Task[None]] = []
 
     def on_listening(port: int) -> None:
         announcement.append(asyncio.create_task(_announce(client, port, on_ready)))
 
+    serving = asyncio.create_task(
+        serve(app, settings, listener=listener, on_listening=on_listening)
+    )
     try:
-        await serve(app, settings, listener=listener, stop=stop, on_listening=on_listening)
+        await asyncio.wait({serving, life}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            await serving
     finally:
-        for task in announcement:
+        for task in (serving, *announcement):
             task.cancel()
+        await asyncio.wait({serving})
 
 
 async def _announce(client: EngineClient, port: int, on_ready: Callable[[int], None]) -> None:
