@@ -95,7 +95,9 @@ def test_stop_string_across_tokens_stays_in_the_text(http: httpx.Client, engine:
 
 
 def test_stop_string_frees_the_engine(server: Any, http: httpx.Client, engine: Any) -> None:
+    engine.step_seconds = 0.05
     generate(http, stop=["Hello"])
+    engine.step_seconds = 0.0
     server.wait(lambda: engine.aborted == {engine.submits[0].request_id})
 
 

@@ -121,7 +121,12 @@ class Generation:
             RequestFailure: a sequence failed, the deadline passed, or the engine was lost.
             ClientGone: nobody waits any more.
         """
-        outputs = await self._stream.receive()
+        try:
+            outputs = await self._stream.receive()
+        except RequestFailure as failure:
+            if failure.status == 429 and failure.retry_after is None:
+                failure.retry_after = self._service.admission.retry_after()
+            raise
         now = time.monotonic()
         pieces: list[Piece] = []
         for output in outputs:
