@@ -75,7 +75,7 @@ class RowBlockAttention {
             const int64_t count = end - tile < kTile ? end - tile : kTile;
             for (int64_t g = 0; g < kTile / kGroup; ++g) {
                 if (g * kGroup < count) {
-                    score(tile + g * kGroup, g * kGroup);
+                    score(tile + g * kGroup, g * kGroup, end);
                 } else {
                     for (int r = 0; r < R; ++r) {
                         for (int v = 0; v < kGroupVectors; ++v) {
@@ -108,13 +108,19 @@ class RowBlockAttention {
     }
 
     // Scaled and masked scores of the 16 positions from `position` on.
-    void score(int64_t position, int64_t column) {
+    void score(int64_t position, int64_t column, int64_t end) {
         const auto* keys = static_cast<const Storage*>(call_.cache.keys) + slot(position);
+        // Pages lie anywhere: the hardware does not guess the next one.
+        const auto* next_keys = static_cast<const Storage*>(call_.cache.keys) +
+                                slot(position + kGroup < end ? position + kGroup : position);
+        const auto* values = static_cast<const Storage*>(call_.cache.values) + slot(position);
         Floats acc[R][kGroupVectors];
         HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
             HEADRACE_UNROLL for (int v = 0; v < kGroupVectors; ++v) acc[r][v] = zeros();
         }
         for (int64_t d = 0; d < call_.heads.dim; d += kPerUnit) {
+            __builtin_prefetch(next_keys + d * kGroup);
+            __builtin_prefetch(values + d * kGroup);
             Ints key[kGroupVectors];
             HEADRACE_UNROLL for (int v = 0; v < kGroupVectors; ++v) {
                 key[v] = load_ints(keys + d * kGroup + v * kWidth * kPerUnit);

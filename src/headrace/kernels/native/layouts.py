@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from headrace.kernels.native.memory import huge_page_zeros
+
 TILE_ROWS = 32
 _BLOCK = 32
 
@@ -31,7 +33,9 @@ def interleave_dense(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         raise ValueError(f"K must be even in bfloat16, got {matrix.shape[1]}")
     padded = _pad_rows(matrix.to(dtype))
     units = padded.view(-1, TILE_ROWS, padded.shape[1] // per_unit, per_unit)
-    return units.transpose(1, 2).contiguous().view(-1).view(torch.uint8)
+    tiles = huge_page_zeros(padded.numel(), dtype)
+    tiles.view(units.transpose(1, 2).shape).copy_(units.transpose(1, 2))
+    return tiles.view(torch.uint8)
 
 
 def interleave_blocks(data: torch.Tensor, kind: str) -> torch.Tensor:
@@ -50,9 +54,7 @@ def interleave_blocks(data: torch.Tensor, kind: str) -> torch.Tensor:
     tiles, count = blocks.shape[0], blocks.shape[2]
     scales = blocks[..., : 2 * halves].contiguous().view(torch.int16)
     quants = blocks[..., 2 * halves :].contiguous().view(torch.int32)
-    result = torch.empty(
-        tiles, count, TILE_ROWS * block_bytes, dtype=torch.uint8, device=data.device
-    )
+    result = huge_page_zeros(rows.numel(), torch.uint8).view(tiles, count, TILE_ROWS * block_bytes)
     header = 2 * halves * TILE_ROWS
     result[..., :header].view(torch.int16).view(tiles, count, halves, TILE_ROWS).copy_(
         scales.permute(0, 2, 3, 1)

@@ -12,6 +12,7 @@ import torch
 
 from headrace.kernels import native
 from headrace.kernels.native import layouts
+from headrace.kernels.native.memory import huge_page_zeros
 from headrace.link.errors import ConfigurationError
 from headrace.modeling.activations import Activations
 from headrace.modeling.backends.backend import Computation
@@ -136,8 +137,8 @@ class NativeOperations:
             ConfigurationError: A block size or head size that the kernels have no layout for.
         """
         width = shape.num_kv_heads * block_size * shape.head_dim
-        keys = torch.zeros(num_blocks, width, dtype=self._dtype)
-        values = torch.zeros_like(keys)
+        keys = huge_page_zeros(num_blocks * width, self._dtype).view(num_blocks, width)
+        values = huge_page_zeros(num_blocks * width, self._dtype).view(num_blocks, width)
         try:
             handle = self._extension.Cache(
                 keys, values, shape.num_kv_heads, shape.head_dim, block_size
