@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import pytest
+import structlog
 import uvloop
 
 from headrace.checkpoint.chat_template import ChatTemplate
@@ -103,8 +106,6 @@ class Server:
         assert not self._thread.is_alive()
 
     def wait(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
-        import time
-
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, "the condition was not met in time"
@@ -126,6 +127,11 @@ class Server:
     def _on_listening(self, port: int) -> None:
         self.port = port
         self._listening.set()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_log_lines() -> None:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
 
 
 @pytest.fixture(scope="session")
