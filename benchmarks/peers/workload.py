@@ -33,7 +33,9 @@ def timed(generate: Generate, batch: list[list[int]], new_tokens: int) -> float:
     return time.perf_counter() - start
 
 
-def measure(generate: Generate, repeats: int = 3, seed: int | None = None) -> list[dict[str, object]]:
+def measure(
+    generate: Generate, repeats: int = 3, seed: int | None = None
+) -> list[dict[str, object]]:
     """Rows (metric, batch, value, unit, samples) of decode and prefill at each batch size."""
     rng = random.Random(seed)
     rows: list[dict[str, object]] = []

@@ -69,26 +69,32 @@ def hard_prompts(vocab_size: int) -> list[list[int]]:
         return [rng.randrange(100, vocab_size) for _ in range(length)]
 
     prefixes = [ids(64), ids(48)]
-    return [
-        (prefixes[i % 2] if i % 4 < 2 else []) + ids(rng.randint(3, 60)) for i in range(32)
-    ]
+    return [(prefixes[i % 2] if i % 4 < 2 else []) + ids(rng.randint(3, 60)) for i in range(32)]
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype", "tolerance"),
-    [("torch", "float32", 0.01), ("torch", "bfloat16", 0.6)],
+    ("backend", "dtype", "unpack_weights", "tolerance"),
+    [
+        ("torch", "float32", True, 0.01),
+        ("native", "float32", True, 0.01),
+        ("native", "bfloat16", True, 0.6),
+        ("native", "bfloat16", False, 1.0),
+    ],
+    ids=["torch-float32", "native-float32", "native-bfloat16", "native-packed"],
 )
 def test_generated_tokens_agree_with_transformers(
     checkpoint: Checkpoint,
     reference: LlamaForCausalLM,
     backend: str,
     dtype: str,
+    unpack_weights: bool,
     tolerance: float,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     llm = LLM(
         backend=backend,
         dtype=dtype,
+        unpack_weights=unpack_weights,
         max_batch_size=16,
         max_batch_prefill_tokens=40,
         max_batch_total_tokens=896,
@@ -121,7 +127,7 @@ def test_generated_tokens_agree_with_transformers(
                 )
     with capsys.disabled():
         print(
-            f"\n{backend} {dtype}: log-probability error mean {sum(errors) / len(errors):.2e} "
+            f"\n{backend} {dtype}{'' if unpack_weights else ' packed'}: log-probability error mean {sum(errors) / len(errors):.2e} "
             f"worst {max(errors):.2e}; {close_calls} near ties of {len(errors)} tokens"
         )
     assert max(errors) < tolerance

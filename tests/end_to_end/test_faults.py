@@ -17,7 +17,7 @@ import pytest
 
 LONG = {
     "inputs": "Tell me a very long story about the sea.",
-    "parameters": {"max_new_tokens": 2000},
+    "parameters": {"max_new_tokens": 2000, "ignore_eos": True},
 }
 
 
@@ -25,9 +25,7 @@ def stream_until(server, condition, parameters=None) -> list[dict]:
     """Events of one stream until ``condition(events)``; then the connection is closed hard."""
     events: list[dict] = []
     body = {**LONG, "parameters": {**LONG["parameters"], **(parameters or {})}}
-    with httpx.stream(
-        "POST", f"{server.url}/generate_stream", json=body, timeout=60
-    ) as reply:
+    with httpx.stream("POST", f"{server.url}/generate_stream", json=body, timeout=60) as reply:
         if reply.status_code != 200:
             reply.read()
             return [{"status": reply.status_code, **reply.json()}]
