@@ -95,7 +95,7 @@ def builds(traits: GpuTraits) -> list[Build]:
         decode = choose_decode_tiling(64, 8, head_dim, 8192, traits)
         constants = shared | {
             "GROUP_PADDED": 16, "TILE": decode.tile, "SHARES": decode.shares,
-            "SMALLEST_SHARE": decode.tile, "STAGES": decode.stages,
+            "SMALLEST_SHARE": 128, "STAGES": decode.stages,
         }  # fmt: skip
         listed.append(
             Build(

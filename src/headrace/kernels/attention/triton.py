@@ -19,7 +19,7 @@ from headrace.kernels.triton_launch import GpuTraits
 HEAD_SIZES = (64, 96, 128, 256)
 _LOG2_E = math.log2(math.e)
 _MOST_SHARES = 32
-_TILE = 64
+_SMALLEST_SHARE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +45,37 @@ class PrefillTiling:
 def choose_decode_tiling(
     sequences: int, num_kv_heads: int, head_dim: int, max_context: int, traits: GpuTraits
 ) -> DecodeTiling:
-    """As many shares as fill the device twice, none shorter than a tile.
+    """As many shares as fill the device twice, none shorter than 64 keys.
 
     Measured on an H100: with more programs than that the combination costs more than the balance
     gains, and a deep pipeline pays until programs queue for shared memory.
     """
     programs = sequences * num_kv_heads
     filling = max(1, 2 * traits.multiprocessors // programs)
-    useful = triton.cdiv(max_context, _TILE)
+    useful = triton.cdiv(max_context, _SMALLEST_SHARE)
     shares = 2 ** (min(filling, useful, _MOST_SHARES).bit_length() - 1)
-    stage_bytes = 2 * _TILE * triton.next_power_of_2(head_dim) * 2
-    wanted = 4 if programs <= 4 * traits.multiprocessors else 2
-    stages = max(2, min(wanted, traits.shared_memory // 2 // stage_bytes))
-    return DecodeTiling(tile=_TILE, shares=shares, stages=stages, warps=4)
+    key_bytes = 2 * triton.next_power_of_2(head_dim) * 2
+    if programs <= 2 * traits.multiprocessors:
+        tile, stages, warps = 64, 4, 4
+    elif programs <= 4 * traits.multiprocessors:
+        tile, stages, warps = 32, 4, 4
+    else:
+        tile, stages, warps = 128, 2, 8
+    # A pipeline of n stages holds n - 1 tiles; two programs should fit a multiprocessor.
+    while tile > 32 and tile * key_bytes > traits.shared_memory // 2:
+        tile //= 2
+    stages = max(2, min(stages, 1 + traits.shared_memory // 2 // (tile * key_bytes)))
+    return DecodeTiling(tile=tile, shares=shares, stages=stages, warps=warps)
 
 
 def choose_prefill_tiling(head_dim: int, dtype: torch.dtype, traits: GpuTraits) -> PrefillTiling:
-    """Tiles whose pipeline fits shared memory; 128 query rows where wgmma feeds on it."""
+    """Tiles whose pipeline fits shared memory, as measured on an H100."""
     padded = triton.next_power_of_2(head_dim)
     if dtype == torch.float32:
         return PrefillTiling(rows=32, tile=32, stages=1, warps=4)
     if traits.wide_matrix_unit:
         if padded <= 128:
-            return PrefillTiling(rows=128, tile=128, stages=2, warps=8)
+            return PrefillTiling(rows=64, tile=64, stages=2, warps=4)
         return PrefillTiling(rows=128, tile=64, stages=2, warps=8)
     if padded <= 128:
         return PrefillTiling(rows=128, tile=64, stages=1, warps=4)
@@ -164,7 +172,7 @@ def paged_attention(
             BLOCK_SIZE=key_cache.shape[1],
             TILE=decode.tile,
             SHARES=decode.shares,
-            SMALLEST_SHARE=decode.tile,
+            SMALLEST_SHARE=max(decode.tile, _SMALLEST_SHARE),
             WINDOW=sliding_window or 0,
             STAGES=decode.stages,
             num_warps=decode.warps,

@@ -38,7 +38,7 @@ class LinearShape:
 
 
 class GemmTuner:
-    """Choices for one model on one device, frozen once ``tune`` or ``use_library`` has run.
+    """Choices for one model on one device; ``tune``, ``use_library`` or ``freeze`` makes them final.
 
     Args:
         device: Where the weights are.
@@ -75,6 +75,10 @@ class GemmTuner:
     def use_library(self) -> None:
         """The vendor library for everything, for comparison."""
         self._library_only = self.frozen = True
+
+    def freeze(self) -> None:
+        """Choices as they are now; shapes without one take what needs no measurement."""
+        self.frozen = True
 
     def tune(self, weights: dict[LinearShape, list[torch.Tensor]]) -> list[tables.TunedShape]:
         """Choose for every shape, from the table on disk or by measuring on these weights.
@@ -195,7 +199,7 @@ class GemmTuner:
         return tables.Validators(
             device=torch.cuda.get_device_name(self._device),
             dtype=str(self._dtype).removeprefix("torch."),
-            torch=torch.__version__,
+            torch=str(torch.__version__),
             triton=triton.__version__,
             runtime=str(torch.version.hip or torch.version.cuda),
             candidates=hashlib.sha256(repr(listed).encode()).hexdigest()[:12],

@@ -274,7 +274,8 @@ class TritonBackend:
         device: Which.
         dtype: Of weights and activations.
         tuning: ``auto``: measured choices of GEMM kernels, kept under ``tuning_directory``;
-            ``library``: the vendor library for all, for comparison.
+            ``library``: the vendor library for all, for comparison; ``off``: choices without
+            measurement.
         tuning_directory: Where tuning tables are kept; ``None``: in headrace's cache directory.
         most_graph_sequences: Largest decode step that is captured; larger ones run eagerly.
     """
@@ -291,8 +292,10 @@ class TritonBackend:
         self._operations = TritonOperations(device, dtype, directory)
         if tuning == "library":
             self._operations.tuner.use_library()
+        elif tuning == "off":
+            self._operations.tuner.freeze()
         elif tuning != "auto":
-            raise ConfigurationError(f"tuning must be 'auto' or 'library', got {tuning!r}")
+            raise ConfigurationError(f"tuning must be auto, library or off, got `{tuning}`")
         self._most_graph_sequences = most_graph_sequences
         self._pool: GraphPool | None = None
 
