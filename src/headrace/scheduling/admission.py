@@ -76,8 +76,6 @@ class Admission:
         sequence.block_table.extend(self._blocks.allocate() for _ in range(num_new))
         sequence.registered_blocks = num_cached = num_blocks - num_new
         sequence.num_computed = num_cached * block_size
-        if self._limits.prefix_cache:
-            sequence.next_registration = (num_cached + 1) * block_size
         return True
 
     def _cached_prefix(self, sequence: Sequence) -> list[int]:

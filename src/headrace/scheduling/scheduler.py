@@ -177,18 +177,19 @@ class Scheduler:
     def _needs_block(self, sequence: Sequence) -> bool:
         return sequence.num_computed == len(sequence.block_table) * self.limits.block_size
 
+    def _append_block(self, plan: StepPlan, sequence: Sequence) -> None:
+        block = self._blocks.allocate()
+        plan.appended.append(AppendedBlock(sequence.row, len(sequence.block_table), block))
+        sequence.block_table.append(block)
+
     def _plan_decoding(self, plan: StepPlan) -> None:
         block_size = self.limits.block_size
         scheduled = plan.scheduled
         for sequence in list(self._decoding.values()):
-            table = sequence.block_table
-            if sequence.num_computed == len(table) * block_size:
+            if not sequence.num_computed % block_size and self._needs_block(sequence):
                 if not self._blocks.num_available:
                     continue
-                plan.appended.append(
-                    AppendedBlock(sequence.row, len(table), self._blocks.allocate())
-                )
-                table.append(plan.appended[-1].block)
+                self._append_block(plan, sequence)
             scheduled.append(sequence.plan_tokens(1, plan.number))
             if sequence.length == sequence.max_length:
                 self._leaving[sequence.row] = self._decoding.pop(sequence.row)
@@ -265,14 +266,17 @@ class Scheduler:
         self._completed_steps = plan.number
         outputs: list[SequenceOutput] = []
         sample_index = 0
+        block_size = self.limits.block_size
+        registers = self.limits.prefix_cache
         for scheduled in plan.scheduled:
             sequence = scheduled.sequence
             if sequence.status is _ENDED:
                 sample_index += scheduled.samples
                 continue
-            num_computed = scheduled.start + scheduled.num_tokens
-            if num_computed >= sequence.next_registration:
-                self._register_full_blocks(sequence, num_computed)
+            start = scheduled.start
+            end = start + scheduled.num_tokens
+            if registers and start // block_size != end // block_size:
+                self._register_full_blocks(sequence, end // block_size)
             if scheduled.samples:
                 output = self._accept(sequence, sample_index, sampled_token_ids[sample_index])
                 outputs.append(output)
@@ -286,17 +290,17 @@ class Scheduler:
         if finish_reason is not None:
             self._end(sequence)
         queue_seconds = cached_tokens = None
-        if len(sequence.tokens) == sequence.prompt_length + 1:
+        if sequence.cached_tokens is not None:
             queue_seconds = sequence.queue_seconds
             cached_tokens = sequence.cached_tokens
+            sequence.cached_tokens = None
         return SequenceOutput(
             sequence, sample_index, token_id, finish_reason, queue_seconds, cached_tokens
         )
 
-    def _register_full_blocks(self, sequence: Sequence, num_computed: int) -> None:
+    def _register_full_blocks(self, sequence: Sequence, num_full: int) -> None:
         """Offer the blocks that a completed step filled to the prefix cache."""
         block_size = self.limits.block_size
-        num_full = num_computed // block_size
         hashes = sequence.block_hashes
         extend_hash_chain(
             hashes, sequence.tokens, num_full, block_size, sequence.request.cache_salt
@@ -304,7 +308,6 @@ class Scheduler:
         for index in range(sequence.registered_blocks, num_full):
             self._cache.insert(hashes[index], sequence.block_table[index])
         sequence.registered_blocks = num_full
-        sequence.next_registration = (num_full + 1) * block_size
 
     # Ends and preemptions.
 

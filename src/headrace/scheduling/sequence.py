@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from array import array
 from enum import Enum, auto
 
@@ -46,10 +45,10 @@ class Sequence:
         last_step: Number of the latest planned step that computes tokens of it.
         block_hashes: Chain of hashes of its leading full blocks, as far as they were needed.
         registered_blocks: Leading blocks that were offered to the prefix cache or taken from it.
-        next_registration: Number of computed tokens at which the next block is full.
         bypasses: Later requests that were admitted while this one did not fit.
         queue_seconds: Time from arrival to its first planned step; ``None`` before.
-        cached_tokens: Prompt tokens that its first admission took from the prefix cache.
+        cached_tokens: Prompt tokens that its first admission took from the prefix cache; ``None``
+            again after the first output, which tells it.
     """
 
     __slots__ = (
@@ -62,7 +61,6 @@ class Sequence:
         "last_step",
         "length",
         "max_length",
-        "next_registration",
         "num_computed",
         "number",
         "order_key",
@@ -94,10 +92,9 @@ class Sequence:
         self.last_step = 0
         self.block_hashes: list[bytes] = []
         self.registered_blocks = 0
-        self.next_registration = sys.maxsize
         self.bypasses = 0
         self.queue_seconds: float | None = None
-        self.cached_tokens = 0
+        self.cached_tokens: int | None = None
 
     @property
     def id(self) -> int:
@@ -133,4 +130,3 @@ class Sequence:
         self.block_table = []
         self.row = NO_ROW
         self.registered_blocks = 0
-        self.next_registration = sys.maxsize
