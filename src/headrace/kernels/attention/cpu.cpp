@@ -3,7 +3,8 @@
 //
 // Positions are taken in tiles of 64 counted from position 0, and a row's arithmetic depends on
 // nothing but the row and its context: decode, prefill in one piece and prefill in chunks give the
-// same bits. A position that a row must not see has weight exactly 0.
+// same bits. A position that a row must not see has weight exactly 0 (so that NaN in a value may
+// reach earlier rows of its own sequence, which is lost anyway, and never another sequence).
 #include "kernel_table.hpp"
 #include "vector.hpp"
 
