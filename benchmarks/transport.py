@@ -27,19 +27,20 @@ import psutil
 import uvloop
 
 _PROMPT = "The quick brown fox jumps over the lazy dog. " * 13
+_NEW_TOKENS = 128
 _STAMP = re.compile(rb'"logprob":([0-9.]+)')
 _HERE = Path(__file__).parent
 
 _ROUTES = {
     "generate_stream": (
         "/generate_stream",
-        {"inputs": _PROMPT, "parameters": {"max_new_tokens": 128}},
+        {"inputs": _PROMPT, "parameters": {"max_new_tokens": _NEW_TOKENS}},
     ),
     "chat": (
         "/v1/chat/completions",
         {
             "messages": [{"role": "user", "content": _PROMPT}],
-            "max_tokens": 128,
+            "max_tokens": _NEW_TOKENS,
             "stream": True,
             "logprobs": True,
         },
@@ -50,13 +51,25 @@ _ROUTES = {
 class Load:
     """What all connections together have received."""
 
-    def __init__(self, request: bytes) -> None:
+    def __init__(self, request: bytes, server: psutil.Process) -> None:
         self.request = request
+        self._server = server
         self.events = 0
         self.reads = 0
         self.latencies: list[float] = []
         self.errors = 0
         self.measuring = False
+        self.cpu_before = 0.0
+
+    def begin(self) -> None:
+        """From now on it counts."""
+        self.cpu_before = self.cpu_seconds()
+        self.measuring = True
+
+    def cpu_seconds(self) -> float:
+        """Processor time that the server has taken so far."""
+        times = self._server.cpu_times()
+        return times.user + times.system
 
 
 class StreamingClient(asyncio.Protocol):
@@ -92,15 +105,22 @@ def http_request(path: str, body: dict[str, Any]) -> bytes:
     return head.encode() + document
 
 
-async def drive(port: int, load: Load, clients: int, warm: float, seconds: float) -> float:
-    """Load the server; the seconds that were measured."""
+async def drive(
+    port: int, load: Load, clients: int, stream_seconds: float, seconds: float
+) -> float:
+    """Load the server; the seconds that were measured.
+
+    Connections begin evenly over the length of a stream, so that ends and beginnings are spread as
+    those of independent clients are.
+    """
     loop = asyncio.get_running_loop()
     connections = []
-    for _ in range(clients):
+    begun = loop.time()
+    for number in range(clients):
+        await asyncio.sleep(begun + number * stream_seconds / clients - loop.time())
         made, _ = await loop.create_connection(lambda: StreamingClient(load), "127.0.0.1", port)
         connections.append(made)
-    await asyncio.sleep(warm)
-    load.measuring = True
+    load.begin()
     begun = time.monotonic()
     await asyncio.sleep(seconds)
     load.measuring = False
@@ -171,12 +191,12 @@ def measure(arguments: argparse.Namespace, route: str, events_per_second: float)
         port = int(process.stdout.readline())
         os.sched_setaffinity(0, {load_core})
         watched = psutil.Process(process.pid)
-        load = Load(http_request(*_ROUTES[route]))
-        before = sum(watched.cpu_times()[:2])
+        load = Load(http_request(*_ROUTES[route]), watched)
+        stream_seconds = _NEW_TOKENS * arguments.clients / events_per_second
         seconds = uvloop.run(
-            drive(port, load, arguments.clients, arguments.warm, arguments.seconds)
+            drive(port, load, arguments.clients, stream_seconds, arguments.seconds)
         )
-        cpu = (sum(watched.cpu_times()[:2]) - before) / (arguments.warm + seconds)
+        cpu = (load.cpu_seconds() - load.cpu_before) / seconds
         process.terminate()
         process.wait(20)
         os.sched_setaffinity(0, set(cores))
@@ -243,7 +263,6 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=256)
     parser.add_argument("--offered", type=float, nargs="+", default=[8000, 12000, 16000, 20000])
     parser.add_argument("--routes", nargs="+", choices=_ROUTES, default=["generate_stream"])
-    parser.add_argument("--warm", type=float, default=2.0, help="seconds before measuring")
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--device", default="cpu-zen4")
     parser.add_argument("--record", type=Path)

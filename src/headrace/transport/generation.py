@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from headrace.link.messages import EngineReady, Submit
 from headrace.link.sampling import MAX_SEED, SamplingParams
 from headrace.transport.engine_client import ClientGone, ReplyStream
 from headrace.transport.errors import RequestFailure
+from headrace.transport.identifiers import random_seed
 from headrace.transport.prompts import Prompt
 from headrace.transport.request_context import RequestContext
 from headrace.transport.sequence import GeneratedSequence, Piece
@@ -257,8 +257,7 @@ def _submit(
 ) -> Generation:
     seed = spec.sampling.seed
     if seed is None:
-        # 63 bits: clients may hold it in a signed integer.
-        seed = secrets.randbits(63)
+        seed = random_seed()
     submits: list[Submit] = []
     sequences: list[GeneratedSequence] = []
     for prompt_ids, sampling in fitted:

@@ -45,7 +45,9 @@ class _GenerationResponse(Response):
         context = context_of(scope)
         async with _watched(self.generation, receive):
             try:
-                await self.answer(scope, send, context)
+                # In a task of its own: each token would otherwise resume every coroutine of every
+                # layer of middleware on its way here.
+                await asyncio.create_task(self.answer(scope, send, context))
             except ClientGone:
                 context.failure = _DISCONNECTED
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import isfinite
@@ -13,6 +12,7 @@ from typing import cast
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from headrace.transport.identifiers import unique_name
 from headrace.transport.request_model import invalid
 
 _log = structlog.get_logger("headrace.request")
@@ -100,7 +100,7 @@ class RequestContextMiddleware:
         if given is not None and _REQUEST_ID.fullmatch(given):
             request_id = given.decode("ascii")
         else:
-            request_id = uuid.uuid4().hex
+            request_id = unique_name()
         context = RequestContext(request_id, time.monotonic(), send)
         scope[_SCOPE_KEY] = context
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from typing import Any
 
 import msgspec
@@ -11,6 +10,7 @@ from fastapi.responses import Response
 
 from headrace.transport.documented import generation_responses, json_body
 from headrace.transport.generation import start
+from headrace.transport.identifiers import unique_name
 from headrace.transport.openai.chat import ChatChoices, WholeChat, read_chat
 from headrace.transport.openai.chunks import ChunkWriter
 from headrace.transport.openai.completions import (
@@ -71,7 +71,7 @@ async def chat(request: Request, document: dict[str, Any]) -> Response:
     apply_timeout(request.scope, service.settings.request_timeout)
     spec = read_chat(body, service.settings)
     generation = await start(service, spec, context_of(request.scope))
-    identifier = f"chatcmpl-{uuid.uuid4().hex}"
+    identifier = f"chatcmpl-{unique_name()}"
     if not body.stream:
         whole = WholeChat(service, generation, body, identifier)
         return WholeReply(generation, whole.build, whole.keep if whole.with_logprobs else None)
@@ -92,7 +92,7 @@ async def completion(request: Request, document: dict[str, Any]) -> Response:
     apply_timeout(request.scope, service.settings.request_timeout)
     spec = read_completion(body, service.settings)
     generation = await start(service, spec, context_of(request.scope))
-    identifier = f"cmpl-{uuid.uuid4().hex}"
+    identifier = f"cmpl-{unique_name()}"
     if not body.stream:
         whole = WholeCompletion(service, generation, body, identifier)
         return WholeReply(
