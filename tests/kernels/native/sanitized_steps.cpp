@@ -1,0 +1,160 @@
+// Every kernel of one instruction set over heap buffers of exactly the sizes that it may touch, at
+// odd sizes and several step shapes. Run under AddressSanitizer and UndefinedBehaviorSanitizer.
+#include <cstdio>
+#include <memory>
+#include <stdexcept>
+#include <vector>
+
+#include "program.hpp"
+
+namespace headrace::HEADRACE_ISA {
+extern const KernelTable kernels;
+}
+
+namespace {
+
+using namespace headrace;
+
+// A deterministic stream of small numbers.
+uint32_t state = 1;
+uint32_t next() {
+    state = state * 1664525u + 1013904223u;
+    return state >> 8;
+}
+
+template <class T>
+struct Heap {
+    explicit Heap(size_t count) : data(new T[count]()), size(count) {}
+    Heap& fill() {
+        for (size_t i = 0; i < size; ++i) data[i] = static_cast<T>(next() % 200) / T(100) - T(1);
+        return *this;
+    }
+    T* get() { return data.get(); }
+    std::unique_ptr<T[]> data;
+    size_t size;
+};
+
+constexpr int64_t kTokens = 29, kSequences = 3, kSampled = 5;
+constexpr int64_t kVocab = 45, kHidden = 96, kWidth = 64;
+constexpr int64_t kHeads = 4, kKvHeads = 2, kDim = 32, kBlockSize = 16, kBlocks = 6, kPages = 2;
+constexpr int64_t kQkv = (kHeads + 2 * kKvHeads) * kDim;
+
+struct Weights {
+    Weights(Format format, int64_t n, int64_t k)
+        : bytes(static_cast<size_t>((n + 31) / 32 * tile_bytes(format, k))),
+          matrix{bytes.get(), format, n, k} {
+        // Any quants; scales and dense weights of zero are as good as others to a sanitizer.
+        if (format != Format::float32 && format != Format::bfloat16) {
+            for (size_t i = 0; i < bytes.size; ++i) bytes.get()[i] = next() % 60;
+        }
+    }
+    Heap<uint8_t> bytes;
+    Matrix matrix;
+};
+
+template <class Element>
+void run_model(Format format, Type type) {
+    Weights table(format, kVocab, kHidden), qkv_weight(format, kQkv, kHidden);
+    Weights output(format, kHidden, kHeads * kDim), gate_up_weight(format, 2 * kWidth, kHidden);
+    Weights down(format, kHidden, kWidth), head(format, kVocab, kHidden);
+    Heap<int32_t> ids(kTokens), positions(kTokens), slots(kTokens), starts(kSequences + 1);
+    Heap<int32_t> lengths(kSequences), rows(kSequences), tables(kSequences * kPages);
+    Heap<int32_t> sampled(kSampled);
+    Heap<float> residual(kTokens * kHidden), norm_weight(kHidden), cos_sin(32 * kDim);
+    Heap<float> head_norm(kDim), bias(kQkv), logits(kSampled * kVocab);
+    norm_weight.fill();
+    cos_sin.fill();
+    head_norm.fill();
+    bias.fill();
+    Heap<Element> normed(kTokens * kHidden), qkv(kTokens * kQkv), delta(kTokens * kHidden);
+    Heap<Element> attended(kTokens * kHeads * kDim), gate_up(kTokens * 2 * kWidth);
+    Heap<Element> activated(kTokens * kWidth), final_rows(kSampled * kHidden);
+    Heap<Element> keys(kBlocks * kKvHeads * kBlockSize * kDim), values(keys.size);
+    const Heads heads{kHeads, kKvHeads, kDim};
+    const Cache cache{keys.get(), values.get(), type, kBlocks, kBlockSize};
+
+    Program program(HEADRACE_ISA::kernels);
+    program.limit_tokens(kTokens);
+    program.limit_sequences(kSequences);
+    program.limit_sampled(kSampled);
+    program.add(Embed{ids.get(), table.matrix, residual.get()});
+    program.add(Norm{nullptr, type, residual.get(), norm_weight.get(), 1e-5f, nullptr,
+                     normed.get(), type, kHidden},
+                "norm");
+    program.add(LinearCall{Rows::tokens, normed.get(), type, qkv_weight.matrix, bias.get(),
+                           qkv.get(), type, nullptr});
+    program.add(Rotary{qkv.get(), type, cos_sin.get(), 32, head_norm.get(), head_norm.get(), 1e-5f,
+                       heads, cache, positions.get(), slots.get()});
+    program.add(Attention{qkv.get(), type, 0.2f, 20, heads, cache, starts.get(), lengths.get(),
+                          rows.get(), tables.get(), kSequences, kPages, attended.get()});
+    program.add(LinearCall{Rows::tokens, attended.get(), type, output.matrix, nullptr, delta.get(),
+                           type, nullptr});
+    program.add(Norm{delta.get(), type, residual.get(), norm_weight.get(), 1e-5f, nullptr,
+                     normed.get(), type, kHidden},
+                "norm");
+    program.add(LinearCall{Rows::tokens, normed.get(), type, gate_up_weight.matrix, nullptr,
+                           gate_up.get(), type, nullptr});
+    program.add(Activation{gate_up.get(), activated.get(), type, kWidth});
+    program.add(LinearCall{Rows::tokens, activated.get(), type, down.matrix, nullptr, delta.get(),
+                           type, nullptr});
+    program.add(Norm{delta.get(), type, residual.get(), norm_weight.get(), 1e-5f, sampled.get(),
+                     final_rows.get(), type, kHidden},
+                "norm");
+    program.add(LinearCall{Rows::sampled, final_rows.get(), type, head.matrix, nullptr,
+                           logits.get(), Type::float32, nullptr});
+    Heap<uint8_t> scratch(static_cast<size_t>(program.scratch_bytes()));
+    program.set_scratch(scratch.get(), program.scratch_bytes());
+
+    ThreadPool pool(2, {});
+    for (int64_t s = 0; s < kSequences; ++s) {
+        rows.get()[s] = static_cast<int32_t>(kSequences - 1 - s);
+        for (int64_t p = 0; p < kPages; ++p) {
+            tables.get()[s * kPages + p] = static_cast<int32_t>(p * kSequences + s);
+        }
+    }
+    // New tokens of each sequence; its context is 32 where that many fit, so pages are read whole.
+    for (const std::vector<int32_t>& shape :
+         {std::vector<int32_t>{1}, {27, 1, 1}, {1, 1, 1}, {3, 17}, {}}) {
+        int32_t token = 0;
+        for (size_t s = 0; s < shape.size(); ++s) {
+            starts.get()[s] = token;
+            lengths.get()[s] = s == 0 ? 32 : 17 + static_cast<int32_t>(s);
+            for (int32_t i = 0; i < shape[s]; ++i, ++token) {
+                const int32_t position = lengths.get()[s] - shape[s] + i;
+                const int32_t page =
+                    tables.get()[rows.get()[s] * kPages + position / kBlockSize];
+                ids.get()[token] = static_cast<int32_t>(next() % kVocab);
+                positions.get()[token] = position;
+                slots.get()[token] = static_cast<int32_t>(page * kBlockSize + position % kBlockSize);
+            }
+            sampled.get()[s] = token - 1;
+        }
+        starts.get()[shape.size()] = token;
+        const auto count = static_cast<int32_t>(shape.size());
+        program.run(pool, Step{token, count, count});
+    }
+    bool refused = false;
+    try {
+        ids.get()[0] = kVocab;
+        program.run(pool, Step{1, 0, 0});
+    } catch (const std::out_of_range&) {
+        refused = true;
+    }
+    if (!refused) throw std::runtime_error("a token id past the table was not refused");
+    Heap<int32_t> token(kSampled);
+    Heap<float> logprob(kSampled);
+    const Greedy greedy{logits.get(), kSampled, kVocab, token.get(), logprob.get()};
+    pool.run([&](Worker& worker) { HEADRACE_ISA::kernels.greedy(greedy, worker); });
+}
+
+}  // namespace
+
+int main() {
+    run_model<float>(Format::float32, Type::float32);
+    run_model<float>(Format::q4_1, Type::float32);
+    for (const Format format :
+         {Format::bfloat16, Format::q8_0, Format::q4_0, Format::q4_1}) {
+        run_model<uint16_t>(format, Type::bfloat16);
+    }
+    std::puts("no errors");
+}
