@@ -191,6 +191,21 @@ def test_a_dead_engine_is_told_to_everybody_and_replaced(start_server: Callable[
     assert httpx.post(f"{server.url}/generate", json={"inputs": "Hi"}).status_code == 200
 
 
+def test_an_engine_that_died_unnoticed(start_server: Callable[..., Any]) -> None:
+    server = start_server()
+    server.engine.stop()
+    # Whether the socket knows already or not: nobody is told 500, nobody waits for ever.
+    waiting = in_background(server, 4)
+    time.sleep(0.2)
+    waiting += in_background(server, 4)
+    server.wait(lambda: server.client.waiting + sum(f.done() for f in waiting) == 8)
+    server.kill_engine()
+    assert [future.result().status_code for future in waiting] == [503] * 8
+    server.wait(lambda: server.app.state.service.admission.in_flight == 0)
+    server.start_engine()
+    assert httpx.post(f"{server.url}/generate", json={"inputs": "Hi"}).status_code == 200
+
+
 def test_before_any_engine(start_server: Callable[..., Any]) -> None:
     server = start_server(engine=False)
     assert httpx.get(f"{server.url}/health").status_code == 200

@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Scope
 
 from headrace import __version__
 from headrace.link.errors import HeadraceError
@@ -87,9 +88,10 @@ def create_app(settings: TransportSettings, model: ServedModel, client: EngineCl
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(Exception, _on_unexpected)
 
-    def count(path: str, context: RequestContext) -> None:
-        if path in GENERATION_PATHS:
-            metrics.count_request(context.failure)
+    def count(scope: Scope, context: RequestContext) -> None:
+        if scope["path"] in GENERATION_PATHS and scope["method"] == "POST":
+            unanswered = None if context.status == 200 else "unanswered"
+            metrics.count_request(context.failure or unanswered)
 
     # The last added is the outermost.
     app.add_middleware(

@@ -81,7 +81,8 @@ class BoundedConnection(HttpToolsProtocol):
 
     def _close_idle(self) -> None:
         self._header_timer = None
-        if not self.transport.is_closing():
+        replying = self.cycle is not None and not self.cycle.response_complete
+        if not replying and not self.transport.is_closing():
             self.transport.close()
 
     def _refuse_headers(self) -> None:

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Sequence
 
 import structlog
+import zmq
 
 from headrace.link.channel import TransportChannel
 from headrace.link.errors import ErrorCode
@@ -20,6 +21,7 @@ from headrace.link.messages import (
     RequestOutput,
     StepOutput,
     Submit,
+    ToEngine,
 )
 from headrace.transport.errors import RequestFailure
 
@@ -140,11 +142,7 @@ class EngineClient:
             RequestFailure: no engine is ready.
         """
         if self._ready is None:
-            raise RequestFailure.of_code(
-                ErrorCode.ENGINE_LOST,
-                "the engine is not ready",
-                retry_after=_NOT_READY_RETRY_SECONDS,
-            )
+            raise _engine_lost("the engine is not ready")
         return self._ready
 
     def attach(self, channel: TransportChannel) -> None:
@@ -181,13 +179,7 @@ class EngineClient:
         """The engine is gone: tell everybody who waits."""
         self._forget_engine()
         self._channel = None
-        self.fail_all(
-            RequestFailure.of_code(
-                ErrorCode.ENGINE_LOST,
-                f"the engine was lost: {reason}",
-                retry_after=_NOT_READY_RETRY_SECONDS,
-            )
-        )
+        self.fail_all(_engine_lost(f"the engine was lost: {reason}"))
 
     def fail_all(self, failure: RequestFailure) -> None:
         """End every waiting request with ``failure``."""
@@ -208,17 +200,35 @@ class EngineClient:
         stream = ReplyStream(self, [submit.request_id for submit in submits])
         for submit in submits:
             self._streams[submit.request_id] = stream
-            if self._channel is not None:
-                self._channel.send(submit)
+            if not self._send(submit):
+                stream.close()
+                raise _engine_lost("the engine does not answer")
         return stream
 
     def abort(self, request_ids: Sequence[int]) -> None:
         """Tell the engine to forget these sequences."""
         known = [key for key in request_ids if self._streams.pop(key, None) is not None]
-        if known and self._channel is not None:
-            self._channel.send(Abort(known))
+        if known:
+            self._send(Abort(known))
+
+    def _send(self, message: ToEngine) -> bool:
+        """Whether there was an engine to send to."""
+        if self._channel is None:
+            return False
+        try:
+            self._channel.send(message)
+        except zmq.ZMQError:
+            # Its process is dead and the supervisor is about to say so.
+            return False
+        return True
 
     def _forget_engine(self) -> None:
         self._ready = None
         self._stats = None
         self._became_ready.clear()
+
+
+def _engine_lost(message: str) -> RequestFailure:
+    return RequestFailure.of_code(
+        ErrorCode.ENGINE_LOST, message, retry_after=_NOT_READY_RETRY_SECONDS
+    )

@@ -133,6 +133,10 @@ class Generation:
             sequence = self._by_id[output.request_id]
             if sequence.finish_reason is not None:
                 continue
+            if not output.token_ids:
+                raise RequestFailure.of_code(
+                    ErrorCode.INCOMPLETE_GENERATION, "the engine sent an output without tokens"
+                )
             if output.queue_seconds is not None:
                 self.timing.queue_seconds = max(self.timing.queue_seconds, output.queue_seconds)
             sequence.advance(output, pieces)

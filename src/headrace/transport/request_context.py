@@ -84,10 +84,10 @@ class RequestContextMiddleware:
     """Gives each request its id and context; returns the id; logs the end.
 
     Args:
-        on_end: Called with the path and the context of each request that is over.
+        on_end: Called with the scope and the context of each request that is over.
     """
 
-    def __init__(self, app: ASGIApp, on_end: Callable[[str, RequestContext], None]) -> None:
+    def __init__(self, app: ASGIApp, on_end: Callable[[Scope, RequestContext], None]) -> None:
         self._app = app
         self._on_end = on_end
 
@@ -116,7 +116,7 @@ class RequestContextMiddleware:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            self._on_end(scope["path"], context)
+            self._on_end(scope, context)
             if scope["path"] not in _UNLOGGED:
                 _log.info(
                     "request",
