@@ -139,7 +139,10 @@ def _size_cache(
     device = backend.operations.device
     smallest = decide_cache(
         msgspec.structs.replace(
-            settings, max_total_tokens=None, max_input_tokens=None, kv_cache_bytes=None,
+            settings,
+            max_total_tokens=None,
+            max_input_tokens=None,
+            kv_cache_bytes=None,
             max_batch_total_tokens=min(batch.token_budget, batch.max_total_tokens),
         ),
         batch,

@@ -1,4 +1,4 @@
-"""``Engine``: one step is a plan of the scheduler, computed by the model runner, and its outputs."""
+"""``Engine``: a step is planned by the scheduler and computed by the model runner."""
 
 from __future__ import annotations
 
@@ -93,7 +93,9 @@ class Engine:
         vocab_size = self._runner.vocab_size
         length = len(request.token_ids)
         if length > self._max_input_tokens:
-            raise InvalidRequest("inputs", f"{length} tokens", f"<= {self._max_input_tokens} tokens")
+            raise InvalidRequest(
+                "inputs", f"{length} tokens", f"<= {self._max_input_tokens} tokens"
+            )
         if request.token_ids and max(request.token_ids) >= vocab_size:
             raise InvalidRequest("inputs", max(request.token_ids), f"token ids below {vocab_size}")
         if any(not 0 <= token < vocab_size for token in request.sampling.logit_bias):
@@ -161,14 +163,13 @@ class Engine:
             if live is not None:
                 # By position: a sequence that was preempted computes its prompt again.
                 live.prompt_logprobs[scheduled.start :] = logprobs
-        events = StepEvents([], [])
-        invalid = set(result.invalid)
-        for output in self._scheduler.complete(plan, result.token_ids):
-            if output.sample_index in invalid:
-                events.failures.append(self._fail(output))
-            else:
-                events.outputs.append(self._output(output, result))
-        return events
+        # Before ``complete``: what a broken request computed must not enter the prefix cache.
+        failures = [self._fail(plan, number) for number in result.invalid]
+        outputs = [
+            self._output(output, result)
+            for output in self._scheduler.complete(plan, result.token_ids)
+        ]
+        return StepEvents(outputs, [failure for failure in failures if failure is not None])
 
     def _output(self, output: SequenceOutput, result: StepResult) -> RequestOutput:
         request_id, number = output.sequence.id, output.sample_index
@@ -190,9 +191,12 @@ class Engine:
             output.cached_tokens,
         )
 
-    def _fail(self, output: SequenceOutput) -> RequestFailed:
-        request_id = output.sequence.id
-        self._scheduler.abort(request_id)
+    def _fail(self, plan: StepPlan, number: int) -> RequestFailed | None:
+        """End the request whose sampled token has that number; ``None`` if it ended before."""
+        sampling = [scheduled for scheduled in plan.scheduled if scheduled.samples]
+        request_id = sampling[number].sequence.id
+        if not self._scheduler.abort(request_id):
+            return None
         del self._live[request_id]
         return RequestFailed(
             request_id,
