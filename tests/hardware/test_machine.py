@@ -1,0 +1,65 @@
+"""What the machine is asked: device, cores and memory, within the limits around the process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from headrace.hardware.device import resolve_device
+from headrace.hardware.memory import _control_group_bytes_left, available_bytes, resident_bytes
+from headrace.hardware.processor import _quota_cores, usable_cores
+from headrace.link.errors import ConfigurationError
+
+
+def test_cpu_is_always_there() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda")
+
+
+def test_an_unknown_device_is_refused_with_the_choices() -> None:
+    with pytest.raises(ConfigurationError, match="auto, cpu, cuda, got `tpu`"):
+        resolve_device("tpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_refused_with_the_reason() -> None:
+    with pytest.raises(ConfigurationError, match="--device cuda: "):
+        resolve_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("content", "cores"),
+    [("max 100000\n", None), ("200000 100000\n", 2), ("150000 100000", 1), ("1000 100000", 1)],
+)
+def test_cpu_quota(tmp_path: Path, content: str, cores: int | None) -> None:
+    (tmp_path / "cpu.max").write_text(content)
+    assert _quota_cores(tmp_path / "cpu.max") == cores
+
+
+def test_without_control_groups_there_is_no_quota(tmp_path: Path) -> None:
+    assert _quota_cores(tmp_path / "absent") is None
+    assert _control_group_bytes_left(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "left"), [("max", 5, None), ("1000", 400, 600), ("1000", 1400, 0)]
+)
+def test_control_group_memory(tmp_path: Path, limit: str, used: int, left: int | None) -> None:
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{used}\n")
+    assert _control_group_bytes_left(tmp_path) == left
+
+
+def test_threads_stay_within_affinity() -> None:
+    assert 1 <= usable_cores() <= len(os.sched_getaffinity(0))
+
+
+def test_memory_figures_are_of_this_machine_and_process() -> None:
+    assert 0 < available_bytes(torch.device("cpu")) <= psutil.virtual_memory().total
+    before = resident_bytes()
+    held = torch.ones(1 << 24)
+    assert resident_bytes() - before > held.nbytes // 2
