@@ -76,7 +76,7 @@ def choose_prefill_tiling(head_dim: int, dtype: torch.dtype, traits: GpuTraits) 
     if traits.wide_matrix_unit:
         if padded <= 128:
             return PrefillTiling(rows=64, tile=64, stages=2, warps=4)
-        return PrefillTiling(rows=128, tile=64, stages=2, warps=8)
+        return PrefillTiling(rows=64, tile=32, stages=2, warps=4)
     if padded <= 128:
         return PrefillTiling(rows=128, tile=64, stages=1, warps=4)
     return PrefillTiling(rows=64, tile=32, stages=1, warps=4)

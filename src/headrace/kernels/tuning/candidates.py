@@ -17,38 +17,35 @@ _Tile = tuple[int, int, int, int, tuple[int, ...]]
 
 _TILES: dict[int, tuple[_Tile, ...]] = {
     16: (
-        (16, 16, 256, 4, (4,)),
-        (32, 16, 256, 4, (4,)),
         (64, 16, 256, 4, (3, 4)),
-        (64, 16, 128, 4, (4,)),
+        (64, 16, 128, 4, (4, 6)),
         (128, 16, 128, 4, (3, 4)),
     ),
     32: (
-        (32, 32, 256, 4, (3,)),
-        (64, 32, 128, 4, (3, 4)),
+        (64, 32, 128, 4, (4, 6)),
         (64, 32, 256, 4, (3,)),
         (128, 32, 128, 4, (3, 4)),
     ),
     64: (
         (64, 64, 128, 4, (3, 4)),
         (128, 64, 128, 4, (3, 4)),
-        (64, 32, 128, 4, (4,)),
     ),
     128: (
-        (64, 64, 128, 4, (3,)),
-        (128, 64, 128, 4, (3,)),
-        (64, 128, 128, 4, (3,)),
-        (128, 128, 64, 8, (3, 4)),
+        (128, 64, 128, 4, (3, 4)),
+        (64, 128, 64, 4, (4, 6)),
+        (64, 128, 128, 4, (3, 4)),
+        (128, 128, 64, 8, (4, 6)),
         (128, 128, 128, 8, (3,)),
+        (256, 128, 64, 8, (3, 4)),
     ),
     256: (
-        (64, 128, 128, 4, (3,)),
-        (128, 128, 64, 8, (4,)),
+        (128, 128, 64, 8, (4, 6)),
         (128, 128, 128, 8, (3,)),
-        (64, 256, 64, 4, (4,)),
         (128, 256, 64, 8, (3, 4)),
+        (256, 128, 64, 8, (3, 4)),
     ),
 }
+_PREFETCHED_COLUMNS: tuple[int, ...] = (512, 2048)
 
 
 def candidates(num_rows: int, columns: int, tokens: int, traits: GpuTraits) -> list[GemmChoice]:
@@ -74,7 +71,10 @@ def candidates(num_rows: int, columns: int, tokens: int, traits: GpuTraits) -> l
         enough = shares == 1 or programs <= 4 * traits.multiprocessors
         if not (fills and enough and columns >= 3 * block_k * shares):
             continue
-        for stages in depths:
+        prefetches = _PREFETCHED_COLUMNS if bucket <= 64 else _PREFETCHED_COLUMNS[:1]
+        if not traits.dependent_launch:
+            prefetches = (0,)
+        for stages, prefetch in product(depths, prefetches):
             if (rows + tile_tokens) * block_k * 2 * stages > traits.shared_memory:
                 continue
             choices.append(
@@ -86,7 +86,7 @@ def candidates(num_rows: int, columns: int, tokens: int, traits: GpuTraits) -> l
                     shares=shares,
                     stages=stages,
                     warps=warps,
-                    prefetch=512 if traits.dependent_launch else 0,
+                    prefetch=prefetch,
                 )
             )
     return choices

@@ -38,7 +38,7 @@ class LinearShape:
 
 
 class GemmTuner:
-    """Choices for one model on one device; ``tune``, ``use_library`` or ``freeze`` makes them final.
+    """Choices for one model on one device, made final by ``tune``, ``use_library`` or ``freeze``.
 
     Args:
         device: Where the weights are.

@@ -1,13 +1,15 @@
-"""A computation that replays captured CUDA or HIP graphs for decode steps, and runs others eagerly.
+"""A computation that replays captured CUDA or HIP graphs where launches would cost more than work.
 
-A graph belongs to a bucket, a number of sequences with one new token each. A smaller step runs in
-the next larger bucket: its spare sequences have no context and its spare tokens no cache slot,
-which the kernels take as nothing to do.
+A graph belongs to a bucket. Pure decode steps have buckets by number of sequences; steps with
+prompts in them, up to a number of tokens from which launches no longer matter, by tokens and
+sequences. A smaller step runs in the next larger bucket: its spare sequences have no tokens and no
+context and its spare tokens no cache slot, which the kernels take as nothing to do.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from bisect import bisect_left
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +29,13 @@ def decode_buckets(most: int) -> list[int]:
     sizes = [1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64]
     sizes += [*range(80, 129, 16), *range(160, 257, 32), *range(320, 1025, 64)]
     return [*(size for size in sizes if size < most), most]
+
+
+MIXED_TOKENS = (64, 128, 192, 256, 384, 512, 768, 1024)
+"""Numbers of tokens that steps with prompts in them are captured for."""
+
+MIXED_SEQUENCES = (1, 8, 64)
+"""Numbers of sequences that such steps are captured for."""
 
 
 def step_views(
@@ -52,6 +61,24 @@ def step_views(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """The sizes of one graph; as many sampled tokens as sequences."""
+
+    num_tokens: int
+    num_sequences: int
+
+    @property
+    def decodes(self) -> bool:
+        """One new token a sequence."""
+        return self.num_tokens == self.num_sequences
+
+    @property
+    def max_query_length(self) -> int:
+        """What the launch choice is told."""
+        return 1 if self.decodes else self.num_tokens
+
+
 class GraphProgram:
     """One computation on its buffers.
 
@@ -59,7 +86,7 @@ class GraphProgram:
         computation: Issues the operations.
         step: Buffers at capacity.
         activations: The same.
-        most_sequences: Largest bucket.
+        most_sequences: Of captured steps.
         pool: Memory pool that all graphs of a device share.
     """
 
@@ -74,20 +101,21 @@ class GraphProgram:
         self._computation = computation
         self._step = step
         self._activations = activations
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._bucket_of = [0] * (most_sequences + 1)
-        buckets = decode_buckets(most_sequences) if most_sequences else []
+        self._decode_sizes = decode_buckets(most_sequences) if most_sequences else []
+        capacity = step.token_ids.shape[0]
+        self._mixed_tokens = [tokens for tokens in MIXED_TOKENS if tokens <= capacity]
+        self._mixed_sequences = [count for count in MIXED_SEQUENCES if count <= most_sequences]
+        buckets = [Bucket(size, size) for size in self._decode_sizes]
+        buckets += [
+            Bucket(tokens, count)
+            for tokens in self._mixed_tokens
+            for count in self._mixed_sequences
+            if count < tokens
+        ]
         # Everything once before anything is captured: kernels are compiled and workspaces grow.
         for bucket in buckets:
-            self._run_decode(bucket)
-        for bucket in buckets:
-            self._graphs[bucket] = self._capture(bucket, pool)
-        smallest = iter(buckets)
-        bucket = 0
-        for size in range(1, most_sequences + 1):
-            if size > bucket:
-                bucket = next(smallest)
-            self._bucket_of[size] = bucket
+            self._run_bucket(bucket)
+        self._graphs = {bucket: self._capture(bucket, pool) for bucket in buckets}
 
     @torch.inference_mode()
     def run(
@@ -99,17 +127,28 @@ class GraphProgram:
         max_context_length: int,
     ) -> None:
         """Queue one step on the current stream; see ``backend.Program``."""
-        decodes = max_query_length == 1 and num_tokens == num_sequences >= num_sampled
-        if not decodes or num_sequences >= len(self._bucket_of):
+        decodes = max_query_length == 1 and num_tokens == num_sequences
+        bucket = self._bucket(num_tokens, num_sequences, decodes)
+        graph = self._graphs.get(bucket) if bucket is not None else None
+        if graph is None or bucket is None or num_sampled > num_sequences:
             self._run_eagerly(
                 num_tokens, num_sequences, num_sampled, max_query_length, max_context_length
             )
             return
-        bucket = self._bucket_of[num_sequences]
-        if bucket > num_sequences:
-            self._step.context_lengths[num_sequences:bucket].zero_()
-            self._step.cache_slots[num_tokens:bucket].fill_(_PADDING_SLOT)
-        self._graphs[bucket].replay()
+        if bucket.num_tokens > num_tokens:
+            self._step.cache_slots[num_tokens : bucket.num_tokens].fill_(_PADDING_SLOT)
+        if bucket.num_sequences > num_sequences:
+            self._step.context_lengths[num_sequences : bucket.num_sequences].zero_()
+            self._step.query_start[num_sequences + 1 : bucket.num_sequences + 1].fill_(num_tokens)
+        graph.replay()
+
+    def _bucket(self, num_tokens: int, num_sequences: int, decodes: bool) -> Bucket | None:
+        if decodes:
+            size = _next_size(self._decode_sizes, num_sequences)
+            return None if size is None else Bucket(size, size)
+        tokens = _next_size(self._mixed_tokens, num_tokens)
+        count = _next_size(self._mixed_sequences, num_sequences)
+        return None if tokens is None or count is None else Bucket(tokens, count)
 
     def _run_eagerly(
         self,
@@ -132,12 +171,22 @@ class GraphProgram:
         )
 
     @torch.inference_mode()
-    def _capture(self, bucket: int, pool: GraphPool) -> torch.cuda.CUDAGraph:
+    def _run_bucket(self, bucket: Bucket) -> None:
+        self._run_eagerly(
+            bucket.num_tokens,
+            bucket.num_sequences,
+            bucket.num_sequences,
+            bucket.max_query_length,
+            self._step.max_context_length,
+        )
+
+    def _capture(self, bucket: Bucket, pool: GraphPool) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
-            self._run_decode(bucket)
+            self._run_bucket(bucket)
         return graph
 
-    @torch.inference_mode()
-    def _run_decode(self, bucket: int) -> None:
-        self._run_eagerly(bucket, bucket, bucket, 1, self._step.max_context_length)
+
+def _next_size(sizes: list[int], wanted: int) -> int | None:
+    index = bisect_left(sizes, wanted)
+    return sizes[index] if index < len(sizes) else None

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from headrace.kernels.linear.triton import LIBRARY, GemmChoice, GemmWorkspace
+from headrace.kernels.triton_launch import GpuTraits
+from headrace.kernels.tuning import table as tables
+from headrace.kernels.tuning.candidates import candidates
+from headrace.kernels.tuning.gemm_tuner import TOKEN_COUNTS, GemmTuner, LinearShape
+from headrace.kernels.tuning.measure import ChainTimer
+
+H100 = GpuTraits(
+    multiprocessors=132, shared_memory=232448, dependent_launch=True, wide_matrix_unit=True
+)
+MI300X = GpuTraits(
+    multiprocessors=304, shared_memory=65536, dependent_launch=False, wide_matrix_unit=False
+)
+VALIDATORS = tables.Validators(
+    device="A card", dtype="bfloat16", torch="2", triton="3", runtime="12", candidates="abc"
+)
+WEIGHTS = {
+    LinearShape(256, 128, False): [torch.zeros(256, 128)],
+    LinearShape(500, 128, True): [torch.zeros(500, 128)],
+}
+
+
+class Measurements:
+    """Stands in for the device: smaller K splits and larger tiles count as faster."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.broken: set[str] = set()
+
+        def microseconds(timer: ChainTimer, choice: GemmChoice) -> float:
+            self.count += 1
+            if choice.kind in self.broken:
+                raise RuntimeError("out of resource: shared memory")
+            return 50.0 if choice.kind == "library" else 10.0 + choice.shares
+
+        monkeypatch.setattr(ChainTimer, "__init__", lambda *_: None)
+        monkeypatch.setattr(ChainTimer, "microseconds", microseconds)
+        monkeypatch.setattr("headrace.kernels.tuning.gemm_tuner.precompile", lambda *_: None)
+        monkeypatch.setattr(GemmTuner, "_validators", lambda _: VALIDATORS)
+
+
+@pytest.fixture
+def measurements(monkeypatch: pytest.MonkeyPatch) -> Measurements:
+    return Measurements(monkeypatch)
+
+
+def tuner(directory: Path | None) -> GemmTuner:
+    device = torch.device("cpu")
+    traits = GpuTraits(4, 65536, True, True)
+    return GemmTuner(device, torch.bfloat16, traits, GemmWorkspace(device), directory)
+
+
+def table_file(directory: Path) -> Path:
+    (path,) = directory.glob("gemm-*.json")
+    return path
+
+
+def test_second_start_reads_the_table_and_measures_nothing(
+    tmp_path: Path, measurements: Measurements
+) -> None:
+    first = tuner(tmp_path)
+    first.tune(WEIGHTS)
+    assert measurements.count > len(WEIGHTS) * len(TOKEN_COUNTS)
+    measured = measurements.count
+    second = tuner(tmp_path)
+    second.tune(WEIGHTS)
+    assert measurements.count == measured
+    for tokens in (1, 3, 8, 200):
+        choice = first.choose(256, 128, tokens, False)
+        assert choice == second.choose(256, 128, tokens, False)
+        assert choice.kind == ("gemv" if tokens == 1 else "skinny")
+
+
+def test_frozen_tuner_refuses_to_tune(tmp_path: Path, measurements: Measurements) -> None:
+    once = tuner(tmp_path)
+    once.tune(WEIGHTS)
+    with pytest.raises(RuntimeError, match="frozen"):
+        once.tune(WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b'{"format": 1}', b"[]", b"\xff\xfe", b'{"validators": {}, "shapes": []}'],
+)
+def test_corrupt_table_is_reported_and_measured_again(
+    tmp_path: Path, measurements: Measurements, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    tuner(tmp_path).tune(WEIGHTS)
+    path = table_file(tmp_path)
+    path.write_bytes(content)
+    before = measurements.count
+    with caplog.at_level(logging.WARNING):
+        tuner(tmp_path).tune(WEIGHTS)
+    assert measurements.count > before
+    assert "tuning again" in caplog.text
+    assert path.name in caplog.text
+    assert tables.load(path, VALIDATORS) is not None
+
+
+@pytest.mark.parametrize("field", ["device", "torch", "candidates", "rank"])
+def test_table_measured_on_something_else_is_refused(
+    tmp_path: Path, measurements: Measurements, field: str
+) -> None:
+    tuner(tmp_path).tune(WEIGHTS)
+    path = table_file(tmp_path)
+    changed = tables.load(path, VALIDATORS)
+    assert changed is not None
+    content = path.read_text().replace(
+        f'"{field}": 0' if field == "rank" else f'"{field}": "',
+        f'"{field}": 1' if field == "rank" else f'"{field}": "x',
+        1,
+    )
+    path.write_text(content)
+    with pytest.raises(tables.StaleTable, match=field):
+        tables.load(path, VALIDATORS)
+
+
+def test_table_of_another_model_is_not_used(tmp_path: Path, measurements: Measurements) -> None:
+    tuner(tmp_path).tune(WEIGHTS)
+    other = {LinearShape(64, 128, False): [torch.zeros(64, 128)]}
+    before = measurements.count
+    tuner(tmp_path).tune(other)
+    assert measurements.count > before
+    assert len(list(tmp_path.glob("gemm-*.json"))) == 2
+
+
+def test_kernel_that_cannot_run_is_passed_over(tmp_path: Path, measurements: Measurements) -> None:
+    measurements.broken = {"skinny", "gemv"}
+    here = tuner(tmp_path)
+    here.tune(WEIGHTS)
+    assert here.choose(256, 128, 1, False) == LIBRARY
+    assert here.choose(256, 128, 64, False) == LIBRARY
+
+
+def test_library_serves_what_was_not_measured(measurements: Measurements) -> None:
+    here = tuner(None)
+    here.tune(WEIGHTS)
+    assert here.choose(256, 128, 257, False) == LIBRARY
+    compared = tuner(None)
+    compared.use_library()
+    assert compared.choose(256, 128, 1, False) == LIBRARY
+
+
+@pytest.mark.parametrize("traits", [H100, MI300X])
+@pytest.mark.parametrize("tokens", TOKEN_COUNTS)
+@pytest.mark.parametrize(("rows", "columns"), [(6144, 4096), (4096, 14336), (128256, 2048)])
+def test_candidates_start_with_the_library_and_fit_the_device(
+    traits: GpuTraits, tokens: int, rows: int, columns: int
+) -> None:
+    choices = candidates(rows, columns, tokens, traits)
+    assert choices[0] == LIBRARY
+    assert len(set(choices)) == len(choices)
+    for choice in choices[1:]:
+        assert choice.kind == ("gemv" if tokens == 1 else "skinny")
+        pipeline = (choice.rows + choice.tokens) * choice.block_k * 2 * choice.stages
+        assert choice.kind == "gemv" or pipeline <= traits.shared_memory
+        assert traits.dependent_launch or choice.prefetch == 0
