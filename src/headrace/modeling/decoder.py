@@ -76,8 +76,7 @@ class Decoder:
             ops.add_rms_norm(
                 buffers.delta, buffers.residual, layer.post_attention_norm, eps, buffers.normed
             )
-            ops.linear(buffers.normed, layer.gate_up, buffers.gate_up)
-            ops.silu_mul(buffers.gate_up, buffers.activated)
+            ops.gated_linear(buffers.normed, layer.gate_up, buffers.gate_up, buffers.activated)
             ops.linear(buffers.activated, layer.down, buffers.delta)
         ops.gather_add_rms_norm(
             buffers.delta,

@@ -162,6 +162,15 @@ class Operations(Protocol):
     def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
         """out[T, I] = silu(gate_up[:, :I]) * gate_up[:, I:]."""
 
+    def gated_linear(
+        self, x: torch.Tensor, weight: Linear, gate_up: torch.Tensor, out: torch.Tensor
+    ) -> None:
+        """out[T, I] = silu_mul of x @ weight.T + bias; ``weight`` stacks I gate rows and I up rows.
+
+        Args:
+            gate_up: [T, 2 * I] scratch: a backend that fuses the two steps leaves it unwritten.
+        """
+
     def gather_add_rms_norm(
         self,
         delta: torch.Tensor,

@@ -24,6 +24,7 @@ from headrace.kernels.embedding import reference as embedding_reference
 from headrace.kernels.embedding import triton as embedding
 from headrace.kernels.linear import reference as linear_reference
 from headrace.kernels.linear import triton as linear
+from headrace.kernels.linear import triton_gated
 from headrace.kernels.norm import reference as norm_reference
 from headrace.kernels.norm import triton as norm
 from headrace.kernels.rotary import reference as rotary_reference
@@ -226,6 +227,17 @@ class Comparisons:
             return float("inf")
         return max(errors)
 
+    def gated_linear(self, tokens: int, width: int, columns: int, bias: bool) -> float:
+        x, weight = self.random(tokens, columns), self.random(2 * width, columns) * columns**-0.5
+        offset = self.random(2 * width) if bias else None
+        gate_up = self.poisoned(tokens, 2 * width, dtype=torch.float32)
+        out = self.poisoned(tokens, width)
+        expected = self.poisoned(tokens, width, dtype=torch.float32)
+        triton_gated.gated_linear(x, weight, offset, out, self.traits)
+        linear_reference.linear(x, weight, offset, gate_up)
+        activation_reference.silu_mul(gate_up, expected)
+        return relative_error(out, expected)
+
 
 def gemv(rows: int, block_k: int, warps: int = 4) -> linear.GemmChoice:
     return linear.GemmChoice(kind="gemv", rows=rows, block_k=block_k, warps=warps)
@@ -276,6 +288,12 @@ def interpreted_cases() -> Iterator[Case]:
                 partial(here.linear, tokens, rows, columns, choice, bias, wide),
             )
 
+        for tokens, width, columns, bias in ((1, 7, 100, True), (5, 70, 96, False)):
+            yield (
+                f"gated_linear {tokens} {name}",
+                partial(here.gated_linear, tokens, width, columns, bias),
+            )
+
 
 def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
     """Real and odd shapes on a device."""
@@ -307,6 +325,19 @@ def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
                         f"attention {label} {heads}/{kv_heads} {head_dim} {name}",
                         partial(here.attention, sequences, heads, kv_heads, head_dim, window),
                     )
+        for tokens, width, columns, bias in (
+            (1, 14336, 4096, False),
+            (1, 1003, 577, True),
+            (8, 14336, 4096, False),
+            (19, 1003, 584, True),
+            (64, 14336, 4096, False),
+            (77, 1003, 584, True),
+            (128, 14336, 4096, True),
+        ):
+            yield (
+                f"gated_linear {tokens}x{width}x{columns} {name}",
+                partial(here.gated_linear, tokens, width, columns, bias),
+            )
         for tokens, rows, columns, choice, bias, wide in (
             (1, 6144, 4096, gemv(8, 1024), False, False),
             (1, 1003, 577, gemv(4, 512), True, True),

@@ -25,6 +25,8 @@ from headrace.kernels.attention.triton import choose_decode_tiling, choose_prefi
 from headrace.kernels.attention.triton_decode import decode_attention_kernel
 from headrace.kernels.attention.triton_prefill import prefill_attention_kernel
 from headrace.kernels.embedding.triton import embed_kernel
+from headrace.kernels.linear.triton_gated import TILES as GATED_TILES
+from headrace.kernels.linear.triton_gated import gated_gemv_kernel, gated_skinny_kernel
 from headrace.kernels.linear.triton_gemv import gemv_kernel
 from headrace.kernels.linear.triton_skinny import skinny_kernel
 from headrace.kernels.norm.triton import rms_norm_kernel
@@ -89,6 +91,19 @@ def builds(traits: GpuTraits) -> list[Build]:
             "BLOCK_K": 64, "SHARES": 4, "STAGES": 2, "PREFETCH": 64,
         }  # fmt: skip
         listed.append(Build(f"skinny {tokens}", skinny_kernel, constants | pdl, warps, dot=True))
+    common = {"K": 4096, "HAS_BIAS": False}
+    listed.append(
+        Build("gated gemv", gated_gemv_kernel, common | {"ROWS": 2, "BLOCK_K": 2048} | pdl, 8)
+    )
+    for tokens, (rows, _, block_k, stages, warps) in GATED_TILES.items():
+        if (2 * rows + tokens) * block_k * 2 * stages > traits.shared_memory:
+            block_k //= 2
+        constants = common | {
+            "ROWS": rows, "TOKENS": tokens, "BLOCK_K": block_k, "STAGES": stages, "PREFETCH": 512,
+        }  # fmt: skip
+        listed.append(
+            Build(f"gated skinny {tokens}", gated_skinny_kernel, constants | pdl, warps, dot=True)
+        )
     for head_dim in (64, 96, 128, 256):
         padded = triton.next_power_of_2(head_dim)
         shared = {

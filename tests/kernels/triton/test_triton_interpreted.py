@@ -38,7 +38,8 @@ def errors() -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    "operation", ["norms", "silu_mul", "embed", "rotate_and_cache", "attention", "linear"]
+    "operation",
+    ["norms", "silu_mul", "embed", "rotate_and_cache", "attention", "linear", "gated_linear"],
 )
 def test_kernel_agrees_with_its_reference(operation: str, errors: dict[str, float]) -> None:
     mine = {case: error for case, error in errors.items() if case.startswith(operation)}

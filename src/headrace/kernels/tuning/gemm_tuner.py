@@ -60,12 +60,12 @@ class GemmTuner:
         self._workspace = workspace
         self._directory = directory
         self._choices: dict[LinearShape, list[GemmChoice]] = {}
-        self._library_only = False
+        self.library_only = False
         self.frozen = False
 
     def choose(self, num_rows: int, columns: int, tokens: int, wide_output: bool) -> GemmChoice:
         """The way to compute a product of this shape."""
-        if self._library_only or tokens > MOST_TOKENS:
+        if self.library_only or tokens > MOST_TOKENS:
             return LIBRARY
         tuned = self._choices.get(LinearShape(num_rows, columns, wide_output))
         if tuned is None:
@@ -74,7 +74,7 @@ class GemmTuner:
 
     def use_library(self) -> None:
         """The vendor library for everything, for comparison."""
-        self._library_only = self.frozen = True
+        self.library_only = self.frozen = True
 
     def freeze(self) -> None:
         """Choices as they are now; shapes without one take what needs no measurement."""

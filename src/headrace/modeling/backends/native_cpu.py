@@ -240,6 +240,13 @@ class NativeOperations:
         """out[T, I] = silu(gate_up[:, :I]) * gate_up[:, I:]."""
         self._call(lambda program: program.activation(gate_up, out), tokens=len(gate_up))
 
+    def gated_linear(
+        self, x: torch.Tensor, weight: NativeMatrix, gate_up: torch.Tensor, out: torch.Tensor
+    ) -> None:
+        """out[T, I] = silu_mul of x @ weight.T + bias, by way of ``gate_up``."""
+        self.linear(x, weight, gate_up)
+        self.silu_mul(gate_up, out)
+
     def gather_add_rms_norm(
         self,
         delta: torch.Tensor,

@@ -161,6 +161,12 @@ class TorchOperations:
         gate, up = gate_up.chunk(2, dim=-1)
         torch.mul(F.silu(gate), up, out=out)
 
+    def gated_linear(
+        self, x: torch.Tensor, weight: Linear, gate_up: torch.Tensor, out: torch.Tensor
+    ) -> None:
+        self.linear(x, weight, gate_up)
+        self.silu_mul(gate_up, out)
+
     def rotate_and_cache(
         self,
         qkv: torch.Tensor,

@@ -16,6 +16,7 @@ from headrace.kernels.activation import triton as activation
 from headrace.kernels.attention import triton as paged
 from headrace.kernels.embedding import triton as embedding
 from headrace.kernels.linear import triton as gemm
+from headrace.kernels.linear import triton_gated
 from headrace.kernels.norm import triton as norm
 from headrace.kernels.rotary import triton as rotary
 from headrace.kernels.triton_launch import GpuTraits
@@ -249,6 +250,16 @@ class TritonOperations:
     def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
         """out[T, I] = silu(gate_up[:, :I]) * gate_up[:, I:]."""
         activation.silu_mul(gate_up, out, self.traits)
+
+    def gated_linear(
+        self, x: torch.Tensor, weight: DenseMatrix, gate_up: torch.Tensor, out: torch.Tensor
+    ) -> None:
+        """out[T, I] = silu_mul of x @ weight.T + bias; ``gate_up`` is unwritten for few tokens."""
+        if x.shape[0] > triton_gated.MOST_TOKENS or self.tuner.library_only:
+            self.linear(x, weight, gate_up)
+            self.silu_mul(gate_up, out)
+        else:
+            triton_gated.gated_linear(x, weight.weight, weight.bias, out, self.traits)
 
     def gather_add_rms_norm(
         self,
