@@ -74,8 +74,11 @@ def candidates(num_rows: int, columns: int, tokens: int, traits: GpuTraits) -> l
         prefetches = _PREFETCHED_COLUMNS if bucket <= 64 else _PREFETCHED_COLUMNS[:1]
         if not traits.dependent_launch:
             prefetches = (0,)
-        for stages, prefetch in product(depths, prefetches):
-            if (rows + tile_tokens) * block_k * 2 * stages > traits.shared_memory:
+        # Without wgmma a pipeline keeps one tile in registers, and a short one is enough.
+        deep = traits.wide_matrix_unit
+        for stages, prefetch in product(depths if deep else (2,), prefetches):
+            tile_bytes = (rows + tile_tokens) * block_k * 2
+            if tile_bytes * (stages if deep else stages - 1) > traits.shared_memory:
                 continue
             choices.append(
                 GemmChoice(

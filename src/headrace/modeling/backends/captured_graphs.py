@@ -18,9 +18,6 @@ from headrace.modeling.activations import Activations
 from headrace.modeling.backends.backend import Computation
 from headrace.modeling.step import StepInputs
 
-GraphPool = Any
-"""What ``torch.cuda.graph_pool_handle`` returns."""
-
 _PADDING_SLOT = -1
 
 
@@ -87,7 +84,6 @@ class GraphProgram:
         step: Buffers at capacity.
         activations: The same.
         most_sequences: Of captured steps.
-        pool: Memory pool that all graphs of a device share.
     """
 
     def __init__(
@@ -96,7 +92,6 @@ class GraphProgram:
         step: StepInputs,
         activations: Activations,
         most_sequences: int,
-        pool: GraphPool,
     ) -> None:
         self._computation = computation
         self._step = step
@@ -115,6 +110,7 @@ class GraphProgram:
         # Everything once before anything is captured: kernels are compiled and workspaces grow.
         for bucket in buckets:
             self._run_bucket(bucket)
+        pool = torch.cuda.graph_pool_handle() if buckets else None
         self._graphs = {bucket: self._capture(bucket, pool) for bucket in buckets}
 
     @torch.inference_mode()
@@ -180,7 +176,7 @@ class GraphProgram:
             self._step.max_context_length,
         )
 
-    def _capture(self, bucket: Bucket, pool: GraphPool) -> torch.cuda.CUDAGraph:
+    def _capture(self, bucket: Bucket, pool: Any) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):
             self._run_bucket(bucket)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
@@ -14,7 +15,7 @@ from headrace.modeling.backends.backend import Backend
 from headrace.modeling.backends.native_cpu import NativeCpuBackend
 from headrace.modeling.backends.torch_backend import TorchBackend
 
-BACKENDS = ("auto", "native", "torch")
+BACKENDS = ("auto", "native", "triton", "torch")
 NATIVE_DTYPES = (torch.bfloat16, torch.float32)
 _DTYPES = {
     "auto": torch.bfloat16,
@@ -67,7 +68,18 @@ def choose_backend(
     if where.type != "cpu":
         if name == "native":
             raise ConfigurationError("--backend native computes on the CPU: add --device cpu")
-        return _choice(TorchBackend(where, kind), kind, "plain torch runs on any GPU")
+        missing = _triton_missing(kind)
+        if name != "torch" and missing is None:
+            # Only here: Triton is absent where torch was built for CPUs.
+            from headrace.modeling.backends.triton_gpu import TritonBackend
+
+            return _choice(TritonBackend(where, kind), kind, "Triton kernels in captured graphs")
+        if name == "triton":
+            raise ConfigurationError(f"--backend triton: {missing}")
+        reason = "as --backend asks" if name == "torch" else f"{missing}; plain torch runs anywhere"
+        return _choice(TorchBackend(where, kind), kind, reason)
+    if name == "triton":
+        raise ConfigurationError("--backend triton needs a GPU: none was found or --device is cpu")
     count = threads or usable_cores()
     # Beside native kernels torch only samples: its own pool would wake for nothing.
     missing = native.reason_unavailable()
@@ -81,6 +93,15 @@ def choose_backend(
     torch.set_num_threads(count)
     reason = "as --backend asks" if name == "torch" else missing or f"no native kernels for {dtype}"
     return _choice(TorchBackend(where, kind), kind, f"{reason}; {count} threads")
+
+
+def _triton_missing(dtype: torch.dtype) -> str | None:
+    """Why the Triton backend cannot run; ``None``: it can."""
+    if find_spec("triton") is None:
+        return "the package triton is not installed"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"it computes in bfloat16 or float16, not {str(dtype).removeprefix('torch.')}"
+    return None
 
 
 def _choice(backend: Backend, dtype: torch.dtype, reason: str) -> BackendChoice:

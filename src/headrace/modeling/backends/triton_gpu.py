@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -24,9 +25,17 @@ from headrace.kernels.tuning.gemm_tuner import GemmTuner, LinearShape
 from headrace.link.errors import ConfigurationError
 from headrace.modeling.activations import Activations
 from headrace.modeling.backends.backend import Computation
-from headrace.modeling.backends.captured_graphs import GraphPool, GraphProgram
+from headrace.modeling.backends.captured_graphs import GraphProgram
 from headrace.modeling.loading.gguf_dequantize import dequantize
-from headrace.modeling.operations import AttentionShape, GGUFBlocks, HeadNorm, WeightPart
+from headrace.modeling.operations import (
+    AttentionShape,
+    Embedding,
+    GGUFBlocks,
+    HeadNorm,
+    LayerCache,
+    Linear,
+    WeightPart,
+)
 from headrace.modeling.step import StepInputs
 
 _DTYPES = (torch.bfloat16, torch.float16)
@@ -166,9 +175,9 @@ class TritonOperations:
 
     # The step.
 
-    def embed(self, token_ids: torch.Tensor, table: DenseMatrix, out: torch.Tensor) -> None:
+    def embed(self, token_ids: torch.Tensor, table: Embedding, out: torch.Tensor) -> None:
         """out[T, hidden] = table[token_ids]."""
-        embedding.embed(token_ids, table.weight, out, self.traits)
+        embedding.embed(token_ids, cast(DenseMatrix, table).weight, out, self.traits)
 
     def rms_norm(
         self, residual: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
@@ -187,12 +196,13 @@ class TritonOperations:
         """residual[T, hidden] += delta (updated); out = RMSNorm(residual) * weight."""
         norm.add_rms_norm(delta, residual, weight, eps, out, self.traits)
 
-    def linear(self, x: torch.Tensor, weight: DenseMatrix, out: torch.Tensor) -> None:
+    def linear(self, x: torch.Tensor, weight: Linear, out: torch.Tensor) -> None:
         """out[T, N] = x[T, K] @ weight.T + bias; ``out`` may be wider in dtype than ``x``."""
         choice = self.tuner.choose(
             weight.out_features, weight.in_features, x.shape[0], out.dtype != x.dtype
         )
-        gemm.linear(x, weight.weight, weight.bias, out, choice, self._gemm_workspace, self.traits)
+        matrix = cast(DenseMatrix, weight)
+        gemm.linear(x, matrix.weight, matrix.bias, out, choice, self._gemm_workspace, self.traits)
 
     def rotate_and_cache(
         self,
@@ -200,10 +210,11 @@ class TritonOperations:
         cos_sin: torch.Tensor,
         norm: HeadNorm | None,
         shape: AttentionShape,
-        cache: PagedCache,
+        cache: LayerCache,
         step: StepInputs,
     ) -> None:
         """Normalise heads if asked, rotate queries and keys by position, write K and V to pages."""
+        pages = cast(PagedCache, cache)
         rotary.rotate_and_cache(
             qkv,
             cos_sin,
@@ -212,8 +223,8 @@ class TritonOperations:
             0.0 if norm is None else norm.eps,
             shape.num_heads,
             shape.num_kv_heads,
-            cache.keys,
-            cache.values,
+            pages.keys,
+            pages.values,
             step.positions,
             step.cache_slots,
             self.traits,
@@ -223,19 +234,20 @@ class TritonOperations:
         self,
         qkv: torch.Tensor,
         shape: AttentionShape,
-        cache: PagedCache,
+        cache: LayerCache,
         step: StepInputs,
         out: torch.Tensor,
     ) -> None:
         """out[T, heads * head_dim] = causal attention of the rotated queries over the pages."""
+        pages = cast(PagedCache, cache)
         paged.paged_attention(
             qkv,
             shape.num_heads,
             shape.num_kv_heads,
             shape.scale,
             shape.sliding_window,
-            cache.keys,
-            cache.values,
+            pages.keys,
+            pages.values,
             step.query_start,
             step.context_lengths,
             step.rows,
@@ -252,14 +264,15 @@ class TritonOperations:
         activation.silu_mul(gate_up, out, self.traits)
 
     def gated_linear(
-        self, x: torch.Tensor, weight: DenseMatrix, gate_up: torch.Tensor, out: torch.Tensor
+        self, x: torch.Tensor, weight: Linear, gate_up: torch.Tensor, out: torch.Tensor
     ) -> None:
         """out[T, I] = silu_mul of x @ weight.T + bias; ``gate_up`` is unwritten for few tokens."""
         if x.shape[0] > triton_gated.MOST_TOKENS or self.tuner.library_only:
             self.linear(x, weight, gate_up)
             self.silu_mul(gate_up, out)
         else:
-            triton_gated.gated_linear(x, weight.weight, weight.bias, out, self.traits)
+            matrix = cast(DenseMatrix, weight)
+            triton_gated.gated_linear(x, matrix.weight, matrix.bias, out, self.traits)
 
     def gather_add_rms_norm(
         self,
@@ -308,7 +321,6 @@ class TritonBackend:
         elif tuning != "auto":
             raise ConfigurationError(f"tuning must be auto, library or off, got `{tuning}`")
         self._most_graph_sequences = most_graph_sequences
-        self._pool: GraphPool | None = None
 
     @property
     def name(self) -> str:
@@ -325,7 +337,5 @@ class TritonBackend:
     ) -> GraphProgram:
         """Tune GEMMs if that was not done yet, then capture a graph a bucket of decode steps."""
         self._operations.tune()
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
         most = min(self._most_graph_sequences, step.rows.shape[0], activations.logits.shape[0])
-        return GraphProgram(computation, step, activations, most, self._pool)
+        return GraphProgram(computation, step, activations, most)
