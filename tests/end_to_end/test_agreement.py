@@ -125,9 +125,11 @@ def test_generated_tokens_agree_with_transformers(
                 assert gap <= tolerance, (
                     f"token {step} differs though the reference prefers its own by {gap}"
                 )
+    packed = "" if unpack_weights else " packed"
     with capsys.disabled():
         print(
-            f"\n{backend} {dtype}{'' if unpack_weights else ' packed'}: log-probability error mean {sum(errors) / len(errors):.2e} "
-            f"worst {max(errors):.2e}; {close_calls} near ties of {len(errors)} tokens"
+            f"\n{backend} {dtype}{packed}: log-probability error mean "
+            f"{sum(errors) / len(errors):.2e} worst {max(errors):.2e}; "
+            f"{close_calls} near ties of {len(errors)} tokens"
         )
     assert max(errors) < tolerance

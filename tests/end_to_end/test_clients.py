@@ -89,7 +89,7 @@ def test_hub_client_text_generation_with_details_and_stream(hub_client) -> None:
     details = hub_client.text_generation("The sky is", decoder_input_details=True, **whole)
     assert details.details.generated_tokens == 8
     assert details.details.finish_reason == "length"
-    assert [token.text for token in details.details.prefill][0]
+    assert details.details.prefill[0].text
     assert details.details.prefill[0].logprob is None
     assert all(token.logprob <= 0 for token in details.details.tokens)
     assert "".join(token.text for token in details.details.tokens) == details.generated_text
