@@ -13,24 +13,48 @@ namespace headrace::HEADRACE_ISA {
 namespace {
 
 constexpr int kVectors = kTileRows / kWidth;
-#if defined(__AVX512F__)
-constexpr int kMaxRows = 12;  // 12 x 2 accumulators, 2 weights and temporaries: 32 registers
-#else
-constexpr int kMaxRows = 4;
-#endif
 constexpr int64_t kChunkRows = 96;         // rows that share a pass over the weights, in L2
 constexpr int64_t kPackSegment = 256;      // elements of K that one worker packs at a time
 constexpr int64_t kPrivateElements = 4096; // below, every worker packs for itself: no barrier
 constexpr uint32_t kLargestFinite = 0x7f7fffff;
 constexpr float kSmallestMaximum = 1e-30f; // blocks below are quantized to zeros
 
+constexpr bool is_dense(Format format) {
+    return format == Format::float32 || format == Format::bfloat16;
+}
+
+// The most rows that one pass over a tile serves, of the registers. A block format keeps an int32
+// and a float32 sum of each: 6 rows fill 32 registers, and 8, which spill a little, are better
+// where weights come from memory and each pass beyond the first waits for nothing.
+constexpr int64_t max_rows([[maybe_unused]] Format format, [[maybe_unused]] int64_t rows) {
+#if defined(__AVX512F__)
+    if (is_dense(format)) return 12;
+    return rows <= 64 ? 8 : 6;
+#else
+    return 4;
+#endif
+}
+
 // The row counts that kernels exist for; others are padded with zero rows.
 constexpr int padded_rows(int64_t rows) {
     for (int size : {1, 2, 3, 4, 6, 8}) {
-        if (rows <= size && size <= kMaxRows) return size;
+        if (rows <= size) return size;
     }
-    return kMaxRows;
+    return 12;
 }
+
+// How rows are cut into blocks: all of one size but the last.
+struct RowBlocks {
+    RowBlocks(Format format, int64_t rows)
+        : rows(rows), count((rows + max_rows(format, rows) - 1) / max_rows(format, rows)) {
+        size = padded_rows((rows + count - 1) / count);
+        last = padded_rows(rows - (count - 1) * size);
+    }
+    int64_t rows;
+    int64_t count;
+    int size = 0;
+    int last = 0;
+};
 
 HEADRACE_INLINE Ints broadcast_unit(const uint8_t* p) {
     int32_t unit;
@@ -159,7 +183,7 @@ void pack(const LinearCall& call, int64_t first_row, int64_t rows, int padded, i
 
 template <class Element>
 struct Dense {
-    static constexpr int vectors(int) { return kVectors < 2 ? kVectors : 2; }
+    static constexpr int vectors(int) { return 2; }
 
     template <int R, int V>
     HEADRACE_INLINE void accumulate(const uint8_t* tile, int column, const uint8_t* x, int64_t k,
@@ -168,7 +192,9 @@ struct Dense {
         const int64_t units = k * static_cast<int64_t>(sizeof(typename Element::Storage)) / 4;
         for (int64_t unit = 0; unit < units; ++unit) {
             Ints weights[V];
-            HEADRACE_UNROLL for (int v = 0; v < V; ++v) weights[v] = load_ints(tile + v * kWidth * 4);
+            HEADRACE_UNROLL for (int v = 0; v < V; ++v) {
+                weights[v] = load_ints(tile + v * kWidth * 4);
+            }
             HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
                 const Ints value = broadcast_unit(x + r * 4);
                 HEADRACE_UNROLL for (int v = 0; v < V; ++v) {
@@ -183,11 +209,11 @@ struct Dense {
 
 template <Format format>
 struct Blocks {
-    static constexpr int vectors(int rows) {
+    static constexpr int vectors([[maybe_unused]] int rows) {
 #if defined(__AVX512F__)
-        return rows <= 4 ? 2 : 1;
+        return 2;
 #else
-        return rows <= 1 ? 2 : 1;
+        return rows == 1 ? 2 : 1;
 #endif
     }
 
@@ -312,77 +338,80 @@ void multiply(const uint8_t* tile, const uint8_t* x, int64_t k, int64_t rows,
 
 using Multiply = void (*)(const uint8_t*, const uint8_t*, int64_t, int64_t, const Destination&);
 
-template <class Kernel>
+template <class Kernel, bool dense>
 Multiply multiply_for(int padded) {
     switch (padded) {
         case 1: return multiply<Kernel, 1>;
         case 2: return multiply<Kernel, 2>;
         case 3: return multiply<Kernel, 3>;
-#if defined(__AVX512F__)
         case 4: return multiply<Kernel, 4>;
+#if defined(__AVX512F__)
         case 6: return multiply<Kernel, 6>;
         case 8: return multiply<Kernel, 8>;
+        case 12:
+            if constexpr (dense) return multiply<Kernel, 12>;
+            return nullptr;
 #endif
-        default: return multiply<Kernel, kMaxRows>;
+        default: return nullptr;
     }
 }
 
 Multiply multiply_for(Format format, int padded) {
     switch (format) {
-        case Format::float32: return multiply_for<Dense<Float32>>(padded);
-        case Format::bfloat16: return multiply_for<Dense<BFloat16>>(padded);
-        case Format::q8_0: return multiply_for<Blocks<Format::q8_0>>(padded);
-        case Format::q4_0: return multiply_for<Blocks<Format::q4_0>>(padded);
-        default: return multiply_for<Blocks<Format::q4_1>>(padded);
+        case Format::float32: return multiply_for<Dense<Float32>, true>(padded);
+        case Format::bfloat16: return multiply_for<Dense<BFloat16>, true>(padded);
+        case Format::q8_0: return multiply_for<Blocks<Format::q8_0>, false>(padded);
+        case Format::q4_0: return multiply_for<Blocks<Format::q4_0>, false>(padded);
+        default: return multiply_for<Blocks<Format::q4_1>, false>(padded);
     }
 }
 
 // ---- the whole matrix -------------------------------------------------------------------------
 
-void multiply_tiles(const LinearCall& call, int64_t rows, const uint8_t* packed, Worker& worker) {
+void multiply_tiles(const LinearCall& call, const RowBlocks& blocks, const uint8_t* packed,
+                    Worker& worker) {
+    const int64_t rows = blocks.rows;
     const Matrix& weight = call.weight;
     const int64_t tiles = (weight.n + kTileRows - 1) / kTileRows;
     const int64_t chunks = (rows + kChunkRows - 1) / kChunkRows;
     const int64_t row_bytes = packed_row_bytes(weight.format, weight.k);
     const int64_t element = call.out_type == Type::float32 ? 4 : 2;
-    const int last = padded_rows(rows % kMaxRows == 0 ? kMaxRows : rows % kMaxRows);
-    const Multiply whole = multiply_for(weight.format, kMaxRows);
-    const Multiply tail = multiply_for(weight.format, last);
-    const int64_t share = tiles * chunks / (worker.count() * 8);
-    const int64_t step = share > 1 ? share : 1;
-    for (int64_t begin = worker.take(step); begin < tiles * chunks; begin = worker.take(step)) {
-        const int64_t end = begin + step < tiles * chunks ? begin + step : tiles * chunks;
+    const Multiply whole = multiply_for(weight.format, blocks.size);
+    const Multiply tail = multiply_for(weight.format, blocks.last);
+    const int64_t size = tile_bytes(weight.format, weight.k);
+    int64_t begin = 0, end = 0;
+    while (worker.take_run(tiles * chunks, begin, end)) {
         for (int64_t task = begin; task < end; ++task) {
             const int64_t tile = task % tiles;
             const int64_t first = task / tiles * kChunkRows;
             const int64_t stop = first + kChunkRows < rows ? first + kChunkRows : rows;
             const int64_t column = tile * kTileRows;
             const int64_t columns = weight.n - column < kTileRows ? weight.n - column : kTileRows;
-            const uint8_t* data = weight.tiles + tile * tile_bytes(weight.format, weight.k);
-            for (int64_t row = first; row < stop; row += kMaxRows) {
+            const uint8_t* data = weight.tiles + tile * size;
+            for (int64_t row = first; row < stop; row += blocks.size) {
                 const Destination to{
                     static_cast<uint8_t*>(call.out) + (row * weight.n + column) * element,
                     call.out_type, weight.n,
                     call.bias == nullptr ? nullptr : call.bias + column, columns};
-                const bool full = rows - row >= kMaxRows;
-                (full ? whole : tail)(data, packed + row * row_bytes, weight.k,
-                                      full ? kMaxRows : rows - row, to);
+                const bool is_last = rows - row <= blocks.size;
+                (is_last ? tail : whole)(data, packed + row * row_bytes, weight.k,
+                                         is_last ? rows - row : blocks.size, to);
             }
         }
     }
 }
 
-void pack_together(const LinearCall& call, int64_t rows, Worker& worker) {
+void pack_together(const LinearCall& call, const RowBlocks& blocks, Worker& worker) {
     const int64_t k = call.weight.k;
     const int64_t segments = (k + kPackSegment - 1) / kPackSegment;
-    const int64_t blocks = (rows + kMaxRows - 1) / kMaxRows;
     const int64_t row_bytes = packed_row_bytes(call.weight.format, k);
-    for (int64_t task = worker.take(1); task < blocks * segments; task = worker.take(1)) {
-        const int64_t row = task / segments * kMaxRows;
-        const int64_t count = rows - row < kMaxRows ? rows - row : kMaxRows;
+    for (int64_t task = worker.take(1); task < blocks.count * segments; task = worker.take(1)) {
+        const int64_t row = task / segments * blocks.size;
+        const bool is_last = blocks.rows - row <= blocks.size;
         const int64_t first = task % segments * kPackSegment;
         const int64_t last = first + kPackSegment < k ? first + kPackSegment : k;
-        pack(call, row, count, padded_rows(count), first, last, call.scratch + row * row_bytes);
+        pack(call, row, is_last ? blocks.rows - row : blocks.size,
+             is_last ? blocks.last : blocks.size, first, last, call.scratch + row * row_bytes);
     }
 }
 
@@ -392,15 +421,16 @@ void linear(const LinearCall& call, const Step& step, Worker& worker) {
     const int64_t rows = row_count(call.rows, step);
     const int64_t k = call.weight.k;
     if (rows == 0) return;
-    if (rows <= kMaxRows && padded_rows(rows) * k <= kPrivateElements) {
+    const RowBlocks blocks(call.weight.format, rows);
+    if (blocks.count == 1 && blocks.last * k <= kPrivateElements) {
         alignas(64) uint8_t packed[kPrivateElements * 4];
-        pack(call, 0, rows, padded_rows(rows), 0, k, packed);
-        multiply_tiles(call, rows, packed, worker);
+        pack(call, 0, rows, blocks.last, 0, k, packed);
+        multiply_tiles(call, blocks, packed, worker);
         return;
     }
-    pack_together(call, rows, worker);
+    pack_together(call, blocks, worker);
     worker.next_phase();
-    multiply_tiles(call, rows, call.scratch, worker);
+    multiply_tiles(call, blocks, call.scratch, worker);
 }
 
 }  // namespace headrace::HEADRACE_ISA

@@ -44,6 +44,17 @@ int64_t Worker::take(int64_t step) {
     return counter.fetch_add(step, std::memory_order_relaxed);
 }
 
+bool Worker::take_run(int64_t total, int64_t& begin, int64_t& end) {
+    auto& counter = pool_.counters_[phase_ % ThreadPool::kCounters].value;
+    begin = counter.load(std::memory_order_relaxed);
+    do {
+        if (begin >= total) return false;
+        const int64_t share = (total - begin) / (2 * pool_.size_);
+        end = begin + (share > 1 ? share : 1);
+    } while (!counter.compare_exchange_weak(begin, end, std::memory_order_relaxed));
+    return true;
+}
+
 void Worker::next_phase() {
     // The counter of two phases ahead is untouched by anyone until the barrier after this one.
     if (index_ == 0) {

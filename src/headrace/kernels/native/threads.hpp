@@ -22,6 +22,9 @@ class Worker {
     void barrier();
     // The first of `step` indices that nobody took since the counter was reset.
     int64_t take(int64_t step);
+    // A run of the `total` indices that nobody took, [begin, end): long at first, so that memory is
+    // read in order, and short at last, so that all workers end together. False: none is left.
+    bool take_run(int64_t total, int64_t& begin, int64_t& end);
     // Barrier after which the counter starts from 0 again.
     void next_phase();
 
