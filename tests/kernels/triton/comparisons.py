@@ -29,6 +29,7 @@ from headrace.kernels.norm import reference as norm_reference
 from headrace.kernels.norm import triton as norm
 from headrace.kernels.rotary import reference as rotary_reference
 from headrace.kernels.rotary import triton as rotary
+from headrace.kernels.sampling import triton as sampling
 from headrace.kernels.triton_launch import GpuTraits
 
 Case = tuple[str, Callable[[], float]]
@@ -238,6 +239,25 @@ class Comparisons:
         activation_reference.silu_mul(gate_up, expected)
         return relative_error(out, expected)
 
+    def most_likely(self, rows: int, vocab_size: int) -> float:
+        """Share of rows whose token or finiteness is wrong."""
+        logits = self.random(rows, vocab_size, dtype=torch.float32)
+        logits[0, 7] = logits[0, vocab_size - 1] = 50.0
+        logits[-1, vocab_size - 2] = float("nan")
+        if rows > 2:
+            logits[1] = float("-inf")
+            logits[2, 3] = float("inf")
+        find = sampling.MostLikely(rows, self.device, self.traits)
+        wrong = torch.zeros(rows, dtype=torch.bool, device=self.device)
+        for _ in range(2):
+            token_ids, finite = find(logits)
+            expected = logits.amax(-1).isfinite()
+            wrong |= finite != expected
+            wrong |= expected & (token_ids != logits.argmax(-1))
+            wrong |= (token_ids < 0) | (token_ids >= vocab_size)
+        wrong[0] |= bool(rows > 1 and token_ids[0] != 7)
+        return float(wrong.float().mean())
+
 
 def gemv(rows: int, block_k: int, warps: int = 4) -> linear.GemmChoice:
     return linear.GemmChoice(kind="gemv", rows=rows, block_k=block_k, warps=warps)
@@ -288,6 +308,7 @@ def interpreted_cases() -> Iterator[Case]:
                 partial(here.linear, tokens, rows, columns, choice, bias, wide),
             )
 
+        yield f"most_likely {name}", partial(here.most_likely, 4, 5003)
         for tokens, width, columns, bias in ((1, 7, 100, True), (5, 70, 96, False)):
             yield (
                 f"gated_linear {tokens} {name}",
@@ -325,6 +346,8 @@ def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
                         f"attention {label} {heads}/{kv_heads} {head_dim} {name}",
                         partial(here.attention, sequences, heads, kv_heads, head_dim, window),
                     )
+        for rows, vocab_size in ((1, 128256), (5, 1003), (256, 128256), (3, 32000)):
+            yield f"most_likely {rows} {name}", partial(here.most_likely, rows, vocab_size)
         for tokens, width, columns, bias in (
             (1, 14336, 4096, False),
             (1, 1003, 577, True),

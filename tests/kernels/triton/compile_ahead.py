@@ -31,6 +31,7 @@ from headrace.kernels.linear.triton_gemv import gemv_kernel
 from headrace.kernels.linear.triton_skinny import skinny_kernel
 from headrace.kernels.norm.triton import rms_norm_kernel
 from headrace.kernels.rotary.triton import rotate_and_cache_kernel
+from headrace.kernels.sampling.triton import most_likely_kernel
 from headrace.kernels.triton_launch import GpuTraits
 
 TARGETS = {
@@ -41,9 +42,10 @@ TARGETS = {
 FLOAT16_BUILDS = {"skinny 16", "skinny 64", "decode_attention 128", "prefill_attention 128"}
 _INTEGERS = {
     "token_ids", "rows", "positions", "cache_slots", "query_start", "context_lengths",
-    "block_tables", "tickets", "sampled_tokens",
+    "block_tables", "tickets", "partial_ids", "sampled_tokens",
 }  # fmt: skip
-_FLOATS = {"cos_sin", "partial_sums", "partial_stats"}
+_FLOATS = {"logits", "partial_peaks", "cos_sin", "partial_sums", "partial_stats"}
+_SIZES = {"hidden", "width", "vocab_size", "slice_size"}
 _REALS = {"eps", "scale_log2"}
 
 
@@ -69,6 +71,7 @@ def builds(traits: GpuTraits) -> list[Build]:
             8,
         ),
         Build("silu_mul", silu_mul_kernel, {"BLOCK": 1024} | pdl, 4),
+        Build("most_likely", most_likely_kernel, {"SLICES": 32, "BLOCK": 2048} | pdl, 4),
         Build("embed", embed_kernel, {"BLOCK": 1024} | pdl, 4),
         Build(
             "rotate_and_cache norm",
@@ -153,11 +156,19 @@ def compile_one(build: Build, target: GPUTarget, half: str) -> dict[str, Any]:
             continue
         if name in _REALS:
             signature[name] = "fp32"
+        elif name == "token_ids" and build.kernel is most_likely_kernel:
+            signature[name] = "*i64"
         elif name in _INTEGERS:
             signature[name] = "*i32"
+        elif name == "finite":
+            signature[name] = "*i1"
         elif name in _FLOATS:
             signature[name] = "*fp32"
-        elif name.endswith("stride") or name.startswith("num_") or name in ("hidden", "width"):
+        elif (
+            name.endswith("stride")
+            or name.startswith("num_")
+            or name in ("hidden", "width", "vocab_size", "slice_size")
+        ):
             signature[name] = "i32"
         else:
             signature[name] = f"*{half}"

@@ -12,6 +12,10 @@ import pytest
 
 pytest.importorskip("triton")
 
+OPERATIONS = (
+    "norms", "silu_mul", "embed", "rotate_and_cache", "attention", "linear", "gated_linear",
+    "most_likely",
+)  # fmt: skip
 BOUNDS = {"float16": 1e-3, "float32": 2e-6}
 
 
@@ -39,7 +43,16 @@ def errors() -> dict[str, float]:
 
 @pytest.mark.parametrize(
     "operation",
-    ["norms", "silu_mul", "embed", "rotate_and_cache", "attention", "linear", "gated_linear"],
+    [
+        "norms",
+        "silu_mul",
+        "embed",
+        "rotate_and_cache",
+        "attention",
+        "linear",
+        "gated_linear",
+        "most_likely",
+    ],
 )
 def test_kernel_agrees_with_its_reference(operation: str, errors: dict[str, float]) -> None:
     mine = {case: error for case, error in errors.items() if case.startswith(operation)}

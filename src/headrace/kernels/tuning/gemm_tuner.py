@@ -20,7 +20,7 @@ from headrace.kernels.triton_launch import GpuTraits
 from headrace.kernels.tuning import table as tables
 from headrace.kernels.tuning.candidates import MOST_TOKENS, candidates, untuned
 from headrace.kernels.tuning.measure import ChainTimer
-from headrace.kernels.tuning.precompile import precompile
+from headrace.kernels.tuning.precompile import Job, precompile
 
 TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Measured numbers of tokens; others take the choice of the next larger."""
@@ -146,13 +146,13 @@ class GemmTuner:
             for tokens in TOKEN_COUNTS
         ]
         jobs = {
-            (shape.columns, tokens % 16, shape.wide_output, choice): (
-                shape.num_rows,
-                shape.columns,
-                tokens,
-                self._dtype,
-                self._out_dtype(shape),
-                choice,
+            (shape.columns, tokens % 16, shape.wide_output, choice): Job(
+                num_rows=shape.num_rows,
+                columns=shape.columns,
+                tokens=tokens,
+                dtype=_name(self._dtype),
+                out_dtype=_name(self._out_dtype(shape)),
+                choice=choice,
             )
             for shape, tokens, choices in listed
             for choice in choices
@@ -198,9 +198,13 @@ class GemmTuner:
         ]
         return tables.Validators(
             device=torch.cuda.get_device_name(self._device),
-            dtype=str(self._dtype).removeprefix("torch."),
+            dtype=_name(self._dtype),
             torch=str(torch.__version__),
             triton=triton.__version__,
             runtime=str(torch.version.hip or torch.version.cuda),
             candidates=hashlib.sha256(repr(listed).encode()).hexdigest()[:12],
         )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -15,6 +15,7 @@ from headrace.modeling.sampling.filters import (
     draw_from_all,
     draw_from_likeliest,
 )
+from headrace.modeling.sampling.greedy import most_likely_on
 from headrace.modeling.sampling.penalties import TokenHistory, penalise
 from headrace.modeling.sampling.uniform import uniforms
 
@@ -69,6 +70,7 @@ class Sampler:
         self._max_length = max_length
         self._vocab_size = vocab_size
         self._device = device
+        self._most_likely = most_likely_on(device, max_rows)
         self._params: list[SamplingParams | None] = [None] * max_rows
         self._histories: dict[int, TokenHistory] = {}
         self._banned_until: dict[int, tuple[int, torch.Tensor]] = {}
@@ -142,7 +144,7 @@ class Sampler:
             rows: [R] row of each.
             positions: [R] position in its sequence of the token to choose.
         """
-        peak, token_ids = logits.max(-1)
+        token_ids, valid = self._most_likely(logits)
         special = self._draws[rows] | self._altered[rows]
         if special.any():
             where = np.flatnonzero(special)
@@ -156,7 +158,7 @@ class Sampler:
             if top_n:
                 top_logits, top_ids = logits.topk(top_n, dim=-1)
                 top_logprobs = top_logits - total
-        return SampledTokens(token_ids, peak.isfinite(), logprobs, top_ids, top_logprobs)
+        return SampledTokens(token_ids, valid, logprobs, top_ids, top_logprobs)
 
     def _choose(
         self, logits: torch.Tensor, rows: _Int32Array, positions: _Int32Array

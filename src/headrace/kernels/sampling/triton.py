@@ -1,0 +1,118 @@
+"""The most likely token of each row of logits, one launch: slices of a row in several programs."""
+# mypy: disable-error-code="no-untyped-def,untyped-decorator"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from headrace.kernels.triton_launch import GpuTraits, start_dependents, wait_for_inputs
+
+_BLOCK = 2048
+_MOST_SLICES = 64
+
+
+@triton.jit
+def most_likely_kernel(
+    logits,
+    token_ids,
+    finite,
+    partial_peaks,
+    partial_ids,
+    tickets,
+    vocab_size,
+    slice_size,
+    logits_stride,
+    SLICES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """Grid (``SLICES``, rows); not a number counts as infinity, so that it is never passed over.
+
+    Args:
+        partial_peaks: [rows, SLICES] float32.
+        partial_ids: [rows, SLICES] int32.
+        tickets: [rows] int32 zeros; left at zero.
+    """
+    start_dependents(PDL)
+    wait_for_inputs(PDL)
+    row = tl.program_id(1)
+    first = tl.program_id(0) * slice_size
+    last = tl.minimum(first + slice_size, vocab_size)
+    column = tl.arange(0, BLOCK)
+    peaks = tl.full([BLOCK], float("-inf"), tl.float32)
+    ids = tl.full([BLOCK], 2147483647, tl.int32)
+    source = logits + row.to(tl.int64) * logits_stride
+    for start in range(first, last, BLOCK):
+        index = start + column
+        value = tl.load(source + index, mask=index < last, other=float("-inf")).to(tl.float32)
+        value = tl.where(value != value, float("inf"), value)
+        better = (value > peaks) | ((ids == 2147483647) & (index < last))
+        peaks = tl.where(better, value, peaks)
+        ids = tl.where(better, index, ids)
+    peak = tl.max(peaks, axis=0)
+    token = tl.min(tl.where(peaks == peak, ids, 2147483647), axis=0)
+    if SLICES > 1:
+        slot = row * SLICES + tl.program_id(0)
+        tl.store(partial_peaks + slot, peak)
+        tl.store(partial_ids + slot, token)
+        tl.debug_barrier()
+        if tl.atomic_add(tickets + row, 1, sem="acq_rel") == SLICES - 1:
+            tl.store(tickets + row, 0)
+            each = row * SLICES + tl.arange(0, SLICES)
+            all_peaks = tl.load(partial_peaks + each, cache_modifier=".cg")
+            all_ids = tl.load(partial_ids + each, cache_modifier=".cg")
+            peak = tl.max(all_peaks, axis=0)
+            token = tl.min(tl.where(all_peaks == peak, all_ids, 2147483647), axis=0)
+            tl.store(token_ids + row, token.to(tl.int64))
+            tl.store(finite + row, (peak < float("inf")) & (peak > float("-inf")))
+    else:
+        tl.store(token_ids + row, token.to(tl.int64))
+        tl.store(finite + row, (peak < float("inf")) & (peak > float("-inf")))
+
+
+class MostLikely:
+    """Finds most likely tokens on one device.
+
+    Args:
+        max_rows: Most rows of logits at once.
+    """
+
+    def __init__(self, max_rows: int, device: torch.device, traits: GpuTraits) -> None:
+        self._traits = traits
+        self._peaks = torch.empty(max_rows, _MOST_SLICES, dtype=torch.float32, device=device)
+        self._ids = torch.empty(max_rows, _MOST_SLICES, dtype=torch.int32, device=device)
+        self._tickets = torch.zeros(max_rows, dtype=torch.int32, device=device)
+
+    def __call__(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids [R] int64, the first of equals, and [R] bool: the largest logit is finite.
+
+        Args:
+            logits: [R, vocab]; NaN anywhere in a row makes it not finite.
+        """
+        rows, vocab_size = logits.shape
+        token_ids = torch.empty(rows, dtype=torch.int64, device=logits.device)
+        finite = torch.empty(rows, dtype=torch.bool, device=logits.device)
+        wanted = min(
+            triton.cdiv(8 * self._traits.multiprocessors, rows),
+            triton.cdiv(vocab_size, _BLOCK),
+            _MOST_SLICES,
+        )
+        slices = 2 ** (wanted.bit_length() - 1)
+        most_likely_kernel[(slices, rows)](
+            logits,
+            token_ids,
+            finite,
+            self._peaks,
+            self._ids,
+            self._tickets,
+            vocab_size,
+            triton.cdiv(triton.cdiv(vocab_size, slices), 16) * 16,
+            logits.stride(0),
+            SLICES=slices,
+            BLOCK=_BLOCK,
+            num_warps=4,
+            **self._traits.launch_options(),
+        )
+        return token_ids, finite
