@@ -12,7 +12,7 @@ from headrace import LLM, SamplingParams, __version__
 def main() -> None:
     """See the module."""
     model, weights = sys.argv[1:]
-    llm = LLM(model, unpack_weights=weights == "bf16", prefix_cache=False)
+    llm = LLM(model, packed_weights=weights != "bf16", prefix_cache=False)
 
     def generate(prompts: list[list[int]], new_tokens: int) -> None:
         params = SamplingParams(max_new_tokens=new_tokens, ignore_eos=True)

@@ -44,7 +44,7 @@ def build_engine_from(
         settings.device,
         settings.dtype,
         threads=settings.threads,
-        unpack_weights=settings.unpack_weights,
+        packed_weights=settings.packed_weights,
     )
     backend, on_gpu = choice.backend, choice.device.type != "cpu"
     _log.info("backend", name=backend.name, device=str(choice.device), why=choice.reason)

@@ -26,8 +26,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         json_output: Log lines as JSON.
         log_level: Least severe log line that the engine process writes.
         ageing_seconds: Waiting so long is worth one level of priority.
-        unpack_weights: Unpack quantized weights to ``dtype`` at load, also where the backend
-            could compute with them as they are packed.
+        packed_weights: Compute with quantized weights as they are packed, activations rounded to
+            8 bits, where the backend can; otherwise they are unpacked to ``dtype`` at load.
         random_weights_seed: Draw the weights from this seed instead of reading them.
     """
 
@@ -47,7 +47,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None = None
     prefix_cache: bool = True
     ageing_seconds: float = 1.0
-    unpack_weights: bool = False
+    packed_weights: bool = False
     random_weights_seed: int | None = None
     json_output: bool = False
     log_level: str = "info"

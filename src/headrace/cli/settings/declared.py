@@ -32,11 +32,11 @@ MODEL = Section(
             help="Type that weights and activations are computed in.",
         ),
         Setting(
-            name="unpack-weights",
+            name="packed-weights",
             kind=Switch(),
             part=Part.ENGINE,
             tgi=False,
-            help="Unpack quantized weights at load even where they can be computed with.",
+            help="Compute with quantized weights as they are packed: faster, less exact.",
         ),
     ),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import cast
 
 import torch
 
@@ -46,7 +47,7 @@ def choose_backend(
     dtype: str = "auto",
     *,
     threads: int | None = None,
-    unpack_weights: bool = False,
+    packed_weights: bool = False,
 ) -> BackendChoice:
     """Pick the fastest backend that can run here.
 
@@ -55,7 +56,7 @@ def choose_backend(
         device: ``auto``, ``cpu`` or ``cuda``.
         dtype: ``auto`` (bfloat16), ``bfloat16``, ``float16`` or ``float32``.
         threads: CPU threads; ``None``: from the machine.
-        unpack_weights: Unpack quantized weights to ``dtype`` where the backend need not.
+        packed_weights: Compute with quantized weights as they are packed, where the backend can.
 
     Raises:
         ConfigurationError: an unknown name, or a backend that cannot run here and why.
@@ -85,8 +86,11 @@ def choose_backend(
     missing = native.reason_unavailable()
     if name != "torch" and missing is None and kind in NATIVE_DTYPES:
         torch.set_num_threads(1)
-        backend = NativeCpuBackend(kind, count, quantized=not unpack_weights)
-        return _choice(backend, kind, f"{backend.instruction_set} kernels on {count} threads")
+        native_backend = NativeCpuBackend(kind, count, quantized=packed_weights)
+        # It takes its own matrices and caches only, which the decoder hands back to it unseen.
+        backend = cast(Backend, native_backend)
+        reason = f"{native_backend.instruction_set} kernels on {count} threads"
+        return _choice(backend, kind, reason)
     if name == "native":
         reason = missing or f"it computes in bfloat16 or float32, not {dtype}"
         raise ConfigurationError(f"--backend native: {reason}")
