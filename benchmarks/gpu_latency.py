@@ -237,7 +237,7 @@ def main() -> int:
             **device_description(),
             "system": "headrace",
             "commit": arguments.commit,
-            "command": " ".join(sys.argv),
+            "command": "python " + " ".join(sys.argv).replace(str(arguments.out.parent) + "/", ""),
             "seed": arguments.seed,
             "shape": arguments.shape,
             "tuning": arguments.tuning,

@@ -309,6 +309,7 @@ def interpreted_cases() -> Iterator[Case]:
             )
 
         yield f"most_likely {name}", partial(here.most_likely, 4, 5003)
+        yield f"most_likely many {name}", partial(here.most_likely, 33, 700)
         for tokens, width, columns, bias in ((1, 7, 100, True), (5, 70, 96, False)):
             yield (
                 f"gated_linear {tokens} {name}",
@@ -354,8 +355,7 @@ def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
             (8, 14336, 4096, False),
             (19, 1003, 584, True),
             (64, 14336, 4096, False),
-            (77, 1003, 584, True),
-            (128, 14336, 4096, True),
+            (33, 14336, 4096, True),
         ):
             yield (
                 f"gated_linear {tokens}x{width}x{columns} {name}",

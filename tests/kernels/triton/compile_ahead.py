@@ -96,7 +96,7 @@ def builds(traits: GpuTraits) -> list[Build]:
         listed.append(Build(f"skinny {tokens}", skinny_kernel, constants | pdl, warps, dot=True))
     common = {"K": 4096, "HAS_BIAS": False}
     listed.append(
-        Build("gated gemv", gated_gemv_kernel, common | {"ROWS": 2, "BLOCK_K": 2048} | pdl, 8)
+        Build("gated gemv", gated_gemv_kernel, common | {"ROWS": 2, "BLOCK_K": 2048} | pdl, 4)
     )
     for tokens, (rows, _, block_k, stages, warps) in GATED_TILES.items():
         if (2 * rows + tokens) * block_k * 2 * stages > traits.shared_memory:

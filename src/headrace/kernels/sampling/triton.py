@@ -11,6 +11,7 @@ from headrace.kernels.triton_launch import GpuTraits, start_dependents, wait_for
 
 _BLOCK = 2048
 _MOST_SLICES = 64
+_FEW_ROWS = 32
 
 
 @triton.jit
@@ -94,12 +95,8 @@ class MostLikely:
         rows, vocab_size = logits.shape
         token_ids = torch.empty(rows, dtype=torch.int64, device=logits.device)
         finite = torch.empty(rows, dtype=torch.bool, device=logits.device)
-        wanted = min(
-            triton.cdiv(8 * self._traits.multiprocessors, rows),
-            triton.cdiv(vocab_size, _BLOCK),
-            _MOST_SLICES,
-        )
-        slices = 2 ** (wanted.bit_length() - 1)
+        # Two variants and no more: a warm-up that runs one row and all of them has compiled both.
+        slices = _MOST_SLICES if rows <= _FEW_ROWS else _MOST_SLICES // 8
         most_likely_kernel[(slices, rows)](
             logits,
             token_ids,
