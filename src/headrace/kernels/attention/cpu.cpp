@@ -35,10 +35,18 @@ HEADRACE_INLINE Ints broadcast_unit(const void* p) {
 struct RowBlock {
     int64_t token;     // the sequence's first new token within the step
     int64_t position;  // its position
+    int64_t group;     // query heads of a KV head
     int64_t kv_head;
     int64_t first;
     int64_t count;
     const int32_t* pages;
+
+    int64_t end() const { return position + (first + count - 1) / group + 1; }
+    // The tile that holds the first position that a row sees.
+    int64_t begin(int64_t window) const {
+        const int64_t oldest = window > 0 ? position + first / group - window + 1 : 0;
+        return oldest > 0 ? oldest / kTile * kTile : 0;
+    }
 };
 
 template <class D, int R>
@@ -47,8 +55,9 @@ class RowBlockAttention {
     static constexpr int kPerUnit = 4 / sizeof(Storage);
 
   public:
-    RowBlockAttention(const Attention& call, const RowBlock& block) : call_(call), block_(block) {
-        const int64_t dim = call.heads.dim, group = call.heads.query / call.heads.kv;
+    RowBlockAttention(const Attention& call, const RowBlock& block, const RowBlock& next)
+        : call_(call), block_(block), next_(next) {
+        const int64_t dim = call.heads.dim, group = block.group;
         for (int r = 0; r < R; ++r) {
             // Rows past the end repeat the last one and are not stored.
             const int64_t row = block.first + (r < block.count ? r : block.count - 1);
@@ -67,20 +76,23 @@ class RowBlockAttention {
     }
 
     void run() {
-        const int64_t end = position_[R - 1] + 1;
-        int64_t begin = 0;
-        if (call_.window > 0 && position_[0] - call_.window + 1 > 0) {
-            begin = (position_[0] - call_.window + 1) / kTile * kTile;
-        }
-        for (int64_t tile = begin; tile < end; tile += kTile) {
+        const int64_t end = block_.end();
+        for (int64_t tile = block_.begin(call_.window); tile < end; tile += kTile) {
             const int64_t count = end - tile < kTile ? end - tile : kTile;
-            for (int64_t g = 0; g < kTile / kGroup; ++g) {
-                if (g * kGroup < count) {
-                    score(tile + g * kGroup, g * kGroup, end);
+            // Pages lie anywhere, so that the hardware cannot guess what comes next: the next tile,
+            // or the first of the next block of rows.
+            const bool more = tile + kTile < end;
+            const RowBlock& ahead = more ? block_ : next_;
+            const int64_t ahead_tile = more ? tile + kTile : next_.begin(call_.window);
+            for (int64_t g = 0; g < kTile; g += kGroup) {
+                const int64_t ahead_slot =
+                    slot(ahead, ahead_tile + g < ahead.end() ? ahead_tile + g : ahead_tile);
+                if (g < count) {
+                    score(tile + g, g, ahead_slot);
                 } else {
                     for (int r = 0; r < R; ++r) {
                         for (int v = 0; v < kGroupVectors; ++v) {
-                            store(scores_[r] + g * kGroup + v * kWidth, broadcast(kMasked));
+                            store(scores_[r] + g + v * kWidth, broadcast(kMasked));
                         }
                     }
                 }
@@ -100,28 +112,26 @@ class RowBlockAttention {
     }
 
   private:
-    // Offset of a position's page slot of this KV head, in elements of dimension `dim`.
-    int64_t slot(int64_t position) const {
+    // Offset of a position's keys, or values, of a block's KV head within all pages.
+    int64_t slot(const RowBlock& block, int64_t position) const {
         const int64_t size = call_.cache.block_size;
-        const int64_t page = block_.pages[position / size];
-        return ((page * call_.heads.kv + block_.kv_head) * size + position % size) *
-               call_.heads.dim;
+        const int64_t page = block.pages[position / size];
+        return ((page * call_.heads.kv + block.kv_head) * size + position % size) * call_.heads.dim;
     }
 
-    // Scaled and masked scores of the 16 positions from `position` on.
-    void score(int64_t position, int64_t column, int64_t end) {
-        const auto* keys = static_cast<const Storage*>(call_.cache.keys) + slot(position);
-        // Pages lie anywhere: the hardware does not guess the next one.
-        const auto* next_keys = static_cast<const Storage*>(call_.cache.keys) +
-                                slot(position + kGroup < end ? position + kGroup : position);
-        const auto* values = static_cast<const Storage*>(call_.cache.values) + slot(position);
+    // Scaled and masked scores of the 16 positions from `position` on; `ahead_slot` is fetched.
+    void score(int64_t position, int64_t column, int64_t ahead_slot) {
+        const auto* all_keys = static_cast<const Storage*>(call_.cache.keys);
+        const auto* keys = all_keys + slot(block_, position);
+        const auto* ahead_keys = all_keys + ahead_slot;
+        const auto* ahead_values = static_cast<const Storage*>(call_.cache.values) + ahead_slot;
         Floats acc[R][kGroupVectors];
         HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
             HEADRACE_UNROLL for (int v = 0; v < kGroupVectors; ++v) acc[r][v] = zeros();
         }
         for (int64_t d = 0; d < call_.heads.dim; d += kPerUnit) {
-            __builtin_prefetch(next_keys + d * kGroup);
-            __builtin_prefetch(values + d * kGroup);
+            __builtin_prefetch(ahead_keys + d * kGroup, 0, 1);
+            __builtin_prefetch(ahead_values + d * kGroup, 0, 1);
             Ints key[kGroupVectors];
             HEADRACE_UNROLL for (int v = 0; v < kGroupVectors; ++v) {
                 key[v] = load_ints(keys + d * kGroup + v * kWidth * kPerUnit);
@@ -180,7 +190,8 @@ class RowBlockAttention {
             }
         }
         for (int64_t g = 0; g < count; g += kGroup) {
-            const auto* values = static_cast<const Storage*>(call_.cache.values) + slot(tile + g) +
+            const auto* values = static_cast<const Storage*>(call_.cache.values) +
+                                 slot(block_, tile + g) +
                                  d * kPerUnit;
             const int64_t left = count - g < kGroup ? count - g : kGroup;
             const int64_t whole = left / kPerUnit * kPerUnit;
@@ -215,6 +226,7 @@ class RowBlockAttention {
 
     const Attention& call_;
     const RowBlock& block_;
+    const RowBlock& next_;
     alignas(64) Storage query_[R][kMaxHeadDim];
     alignas(64) float sums_[R][kMaxHeadDim];
     alignas(64) float scores_[R][kTile];
@@ -227,54 +239,85 @@ class RowBlockAttention {
 };
 
 template <class D, int R>
-void attend(const Attention& call, const RowBlock& block) {
-    RowBlockAttention<D, R>(call, block).run();
+void attend(const Attention& call, const RowBlock& block, const RowBlock& next) {
+    RowBlockAttention<D, R>(call, block, next).run();
 }
 
 template <class D>
-void attend_block(const Attention& call, const RowBlock& block) {
+void attend_block(const Attention& call, const RowBlock& block, const RowBlock& next) {
     switch (block.count) {
-        case 1: return attend<D, 1>(call, block);
-        case 2: return attend<D, 2>(call, block);
-        case 3: return attend<D, 3>(call, block);
-        case 4: return attend<D, 4>(call, block);
+        case 1: return attend<D, 1>(call, block, next);
+        case 2: return attend<D, 2>(call, block, next);
+        case 3: return attend<D, 3>(call, block, next);
+        case 4: return attend<D, 4>(call, block, next);
 #if defined(__AVX512F__)
         case 5:
-        case 6: return attend<D, 6>(call, block);
+        case 6: return attend<D, 6>(call, block, next);
         case 7:
-        case 8: return attend<D, 8>(call, block);
-        default: return attend<D, kMaxRows>(call, block);
+        case 8: return attend<D, 8>(call, block, next);
+        default: return attend<D, kMaxRows>(call, block, next);
 #endif
     }
 }
 
+// All blocks of rows of a step, in order: by sequence, KV head and row.
+class RowBlockWalk {
+  public:
+    RowBlockWalk(const Attention& call, const Step& step)
+        : call_(call), step_(step), group_(call.heads.query / call.heads.kv) {}
+
+    int64_t count() const {
+        int64_t total = 0;
+        for (int64_t s = 0; s < step_.sequences; ++s) total += blocks(s);
+        return total;
+    }
+
+    // Block number `index`, which must not be below the last that was asked for.
+    RowBlock at(int64_t index) {
+        while (index >= before_ + blocks(sequence_)) before_ += blocks(sequence_++);
+        const int64_t tokens = new_tokens(sequence_), rows = tokens * group_;
+        const int64_t a_head = blocks(sequence_) / call_.heads.kv;
+        const int64_t first = (index - before_) % a_head * kMaxRows;
+        return {call_.query_start[sequence_],
+                call_.context_lengths[sequence_] - tokens,
+                group_,
+                (index - before_) / a_head,
+                first,
+                rows - first < kMaxRows ? rows - first : kMaxRows,
+                call_.block_tables + call_.rows[sequence_] * call_.max_blocks};
+    }
+
+  private:
+    int64_t new_tokens(int64_t sequence) const {
+        return call_.query_start[sequence + 1] - call_.query_start[sequence];
+    }
+    int64_t blocks(int64_t sequence) const {
+        return (new_tokens(sequence) * group_ + kMaxRows - 1) / kMaxRows * call_.heads.kv;
+    }
+
+    const Attention& call_;
+    const Step& step_;
+    const int64_t group_;
+    int64_t sequence_ = 0;
+    int64_t before_ = 0;
+};
+
 }  // namespace
 
 void attention(const Attention& call, const Step& step, Worker& worker) {
-    const int64_t group = call.heads.query / call.heads.kv;
-    // Work is numbered sequence by sequence; what a worker takes only grows, so it walks along.
-    int64_t sequence = 0, before = 0;
-    for (int64_t task = worker.take(1);; task = worker.take(1)) {
-        int64_t tokens = 0, blocks = 0;
-        for (; sequence < step.sequences; ++sequence) {
-            tokens = call.query_start[sequence + 1] - call.query_start[sequence];
-            blocks = (tokens * group + kMaxRows - 1) / kMaxRows;
-            if (task < before + blocks * call.heads.kv) break;
-            before += blocks * call.heads.kv;
-        }
-        if (sequence == step.sequences) return;
-        const int64_t rows = tokens * group;
-        const int64_t first = (task - before) % blocks * kMaxRows;
-        const RowBlock block{call.query_start[sequence],
-                             call.context_lengths[sequence] - tokens,
-                             (task - before) / blocks,
-                             first,
-                             rows - first < kMaxRows ? rows - first : kMaxRows,
-                             call.block_tables + call.rows[sequence] * call.max_blocks};
-        if (call.type == Type::float32) {
-            attend_block<Float32>(call, block);
-        } else {
-            attend_block<BFloat16>(call, block);
+    RowBlockWalk walk(call, step);
+    const int64_t total = walk.count();
+    int64_t begin = 0, end = 0;
+    while (worker.take_run(total, begin, end)) {
+        RowBlock next = walk.at(begin);
+        for (int64_t index = begin; index < end; ++index) {
+            const RowBlock block = next;
+            if (index + 1 < end) next = walk.at(index + 1);
+            if (call.type == Type::float32) {
+                attend_block<Float32>(call, block, next);
+            } else {
+                attend_block<BFloat16>(call, block, next);
+            }
         }
     }
 }
