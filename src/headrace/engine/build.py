@@ -58,7 +58,9 @@ def build_engine_from(
     )
     cache = _size_cache(checkpoint, settings, backend, decoder, batch)
     runner = _runner(checkpoint, backend, decoder, batch, cache)
-    runner.warm_up()
+    if on_gpu:
+        # Kernels compile and graphs are captured for this runner's own buffers; a CPU has neither.
+        runner.warm_up()
     warm = time.perf_counter()
     _log.info("warm", seconds=round(warm - loaded, 2))
     scheduler = Scheduler(
