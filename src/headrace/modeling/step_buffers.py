@@ -115,5 +115,6 @@ class StepBuffers:
         part = (row, slice(first_index, first_index + len(blocks)))
         self.block_tables[part] = blocks
         if self._staging:
-            # From pageable memory, so that the source may change as soon as this returns.
-            self.inputs.block_tables[part].copy_(self._host_tables[part])
+            # From pageable memory, which the driver has read when this returns: the source may then
+            # change, and the host does not wait for the steps under way.
+            self.inputs.block_tables[part].copy_(self._host_tables[part], non_blocking=True)

@@ -23,6 +23,8 @@ class FilterParameters:
         top_p: [R] float32, 1 where absent.
         typical_p: [R] float32, 1 where absent.
         uniform: [R] float32 in [0, 1).
+        any_typical: Whether a row has a typical-p: known on the host, which must not wait for the
+            device to ask it.
     """
 
     temperature: torch.Tensor
@@ -30,6 +32,7 @@ class FilterParameters:
     top_p: torch.Tensor
     typical_p: torch.Tensor
     uniform: torch.Tensor
+    any_typical: bool
 
     def rows(self, selected: torch.Tensor) -> FilterParameters:
         """Those of the selected rows."""
@@ -39,13 +42,14 @@ class FilterParameters:
             self.top_p[selected],
             self.typical_p[selected],
             self.uniform[selected],
+            self.any_typical,
         )
 
 
 def draw_from_all(logits: torch.Tensor, parameters: FilterParameters) -> torch.Tensor:
     """Token ids [R] drawn from logits [R, vocab] under temperature and typical-p alone."""
     scaled = logits / parameters.temperature[:, None]
-    if bool((parameters.typical_p < 1).any()):
+    if parameters.any_typical:
         scaled = _keep_typical(scaled, parameters.typical_p)
     return _draw(scaled, parameters.uniform)
 
@@ -87,7 +91,7 @@ def _draw_from_top(
     outside = mass[:, :-1] >= parameters.top_p[:, None]
     has_top_p = (parameters.top_p < 1)[:, None]
     kept[:, 1:].masked_fill_(outside & has_top_p, float("-inf"))
-    if bool((parameters.typical_p < 1).any()):
+    if parameters.any_typical:
         kept = _keep_typical(kept, parameters.typical_p)
     # In order of token id, so that a draw does not depend on how many candidates were taken.
     ids, order = ids.sort(dim=-1)

@@ -21,7 +21,7 @@ class TokenHistory:
     ) -> None:
         known = [*prompt, *generated]
         self._tokens = torch.zeros(max(capacity, len(known)), dtype=torch.int64, device=device)
-        self._tokens[: len(known)] = torch.tensor(known, device=device)
+        self._tokens[: len(known)].copy_(torch.tensor(known), non_blocking=True)
         self._prompt_length = len(prompt)
 
     def record(self, position: int, token: torch.Tensor) -> None:

@@ -116,8 +116,9 @@ class Sampler:
             until = len(prompt_token_ids) + sampling.min_new_tokens
             self._banned_until[row] = until, self._ids(list(eos_token_ids))
         if sampling.logit_bias:
-            values = torch.tensor(list(sampling.logit_bias.values()), device=self._device)
-            self._bias[row] = self._ids(list(sampling.logit_bias)), values.float()
+            values = torch.tensor(list(sampling.logit_bias.values()), dtype=torch.float32)
+            on_device = values.to(self._device, non_blocking=True)
+            self._bias[row] = self._ids(list(sampling.logit_bias)), on_device
         self._altered[row] = (
             row in self._histories or row in self._banned_until or row in self._bias
         )
@@ -209,7 +210,8 @@ class Sampler:
             top_p=on_device[:, _TOP_P],
             typical_p=on_device[:, _TYPICAL_P],
             uniform=on_device[:, _UNIFORM],
+            any_typical=bool((values[:, _TYPICAL_P] < 1).any()),
         )
 
     def _ids(self, ids: list[int]) -> torch.Tensor:
-        return torch.tensor(ids, dtype=torch.int64, device=self._device)
+        return torch.tensor(ids, dtype=torch.int64).to(self._device, non_blocking=True)
