@@ -132,21 +132,20 @@ def read_bandwidth(threads: int) -> float:
 
 
 def kernel_times(bench: Bench, steps: int, run: Callable[[], None]) -> dict[str, float]:
-    """Milliseconds a step spends in each kind of call: the best of each call, summed."""
+    """Milliseconds that a step spends in each kind of call: the median of each call, summed."""
     programs = (bench.body, bench.head)
-    best: dict[tuple[int, int, str], float] = {}
+    times: dict[tuple[int, int, str], list[float]] = defaultdict(list)
     for _ in range(steps):
         for program in programs:
             program.set_profiling(True)
         run()
         for which, program in enumerate(programs):
             for index, (name, value) in enumerate(program.profile()):
-                key = (which, index, name)
-                best[key] = min(best.get(key, value), value)
+                times[which, index, name].append(value)
             program.set_profiling(False)
     totals: dict[str, float] = defaultdict(float)
-    for (_, _, name), value in best.items():
-        totals[name] += value * 1e3
+    for (_, _, name), values in times.items():
+        totals[name] += statistics.median(values) * 1e3
     return {name: round(value, 3) for name, value in totals.items()}
 
 

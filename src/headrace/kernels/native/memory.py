@@ -6,6 +6,7 @@ page tables.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 
@@ -25,3 +26,23 @@ def huge_page_zeros(count: int, dtype: torch.dtype) -> torch.Tensor:
         except OSError:
             pass  # A kernel without transparent huge pages: small ones work as well.
     return torch.frombuffer(mapping, dtype=dtype, count=count)
+
+
+_HUGE_PAGE = 1 << 21
+_MADV_COLLAPSE = 25  # Linux 6.1; the mmap module does not name it yet.
+
+
+def gather_into_huge_pages(tensor: torch.Tensor) -> bool:
+    """Ask the system to move what ``tensor`` holds onto huge pages; whether it did, all of it.
+
+    For buffers that somebody else has allocated. Contents and addresses stay as they are.
+    """
+    first = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
+    last = (tensor.data_ptr() + tensor.nbytes) // _HUGE_PAGE * _HUGE_PAGE
+    if last <= first:
+        return False
+    madvise = getattr(ctypes.CDLL(None), "madvise", None)
+    if madvise is None:
+        return False
+    size = ctypes.c_size_t(last - first)
+    return bool(madvise(ctypes.c_void_p(first), size, _MADV_COLLAPSE) == 0)

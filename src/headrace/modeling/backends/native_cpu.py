@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import weakref
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import torch
 
 from headrace.kernels import native
 from headrace.kernels.native import layouts
-from headrace.kernels.native.memory import huge_page_zeros
+from headrace.kernels.native.memory import gather_into_huge_pages, huge_page_zeros
 from headrace.link.errors import ConfigurationError
 from headrace.modeling.activations import Activations
 from headrace.modeling.backends.backend import Computation
@@ -416,4 +417,6 @@ class NativeCpuBackend:
         self, computation: Computation, step: StepInputs, activations: Activations
     ) -> NativeProgram:
         """Record ``computation`` once, on the whole buffers."""
+        for field in dataclasses.fields(activations):
+            gather_into_huge_pages(getattr(activations, field.name))
         return NativeProgram(self._operations.record(computation, step, activations), self._pool)
