@@ -31,7 +31,7 @@ def decode_buckets(most: int) -> list[int]:
 MIXED_TOKENS = (64, 128, 192, 256, 384, 512, 768, 1024)
 """Numbers of tokens that steps with prompts in them are captured for."""
 
-MIXED_SEQUENCES = (1, 8, 64)
+MIXED_SEQUENCES = (1, 8, 64, 256)
 """Numbers of sequences that such steps are captured for."""
 
 
