@@ -59,7 +59,7 @@ def interleave_blocks(data: torch.Tensor, kind: str) -> torch.Tensor:
     result[..., :header].view(torch.int16).view(tiles, count, halves, TILE_ROWS).copy_(
         scales.permute(0, 2, 3, 1)
     )
-    body = result[..., header:].view(torch.int32).unflatten(-1, (units, TILE_ROWS))
+    body = result[..., header:].view(torch.int32).view(tiles, count, units, TILE_ROWS)
     body.copy_(quants.permute(0, 2, 3, 1))
     if kind == "Q8_0":
         # Kept as quant + 128: VNNI multiplies unsigned by signed bytes.

@@ -6,6 +6,7 @@ page tables.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import math
 import mmap
@@ -21,10 +22,9 @@ def huge_page_zeros(count: int, dtype: torch.dtype) -> torch.Tensor:
     mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is not None:
-        try:
+        # A kernel without transparent huge pages refuses: small ones work as well.
+        with contextlib.suppress(OSError):
             mapping.madvise(advice)
-        except OSError:
-            pass  # A kernel without transparent huge pages: small ones work as well.
     return torch.frombuffer(mapping, dtype=dtype, count=count)
 
 
