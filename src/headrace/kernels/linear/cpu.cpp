@@ -23,13 +23,16 @@ constexpr bool is_dense(Format format) {
     return format == Format::float32 || format == Format::bfloat16;
 }
 
-// The most rows that one pass over a tile serves, of the registers. A block format keeps an int32
-// and a float32 sum of each: 6 rows fill 32 registers, and 8, which spill a little, are better
-// where weights come from memory and each pass beyond the first waits for nothing.
+// The most rows that one pass over a tile serves. The registers hold 12 rows (or, with an int32
+// and a float32 sum of each in a block format, 6), which is best where weights come from memory:
+// then every pass beyond the first waits for nothing, and block formats gain by 8 rows although
+// they spill. With many rows the weights are cached, and what counts is that the packed rows are
+// (8 rows) and that nothing spills (6).
 constexpr int64_t max_rows([[maybe_unused]] Format format, [[maybe_unused]] int64_t rows) {
 #if defined(__AVX512F__)
-    if (is_dense(format)) return 12;
-    return rows <= 64 ? 8 : 6;
+    const bool many = rows > 64;
+    if (is_dense(format)) return many ? 8 : 12;
+    return many ? 6 : 8;
 #else
     return 4;
 #endif
