@@ -274,6 +274,10 @@ def skinny(
 
 def interpreted_cases() -> Iterator[Case]:
     """Tiny shapes for the interpreter."""
+    # Imported here: with a GPU this script is about kernels alone.
+    from decoder_comparison import decoder_error
+
+    yield "decoder float16", partial(decoder_error, INTERPRETED)
     for dtype in (torch.float16, torch.float32):
         name = str(dtype).removeprefix("torch.")
         here = Comparisons(torch.device("cpu"), dtype, INTERPRETED)

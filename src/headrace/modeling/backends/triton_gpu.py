@@ -83,13 +83,18 @@ class TritonOperations:
         device: A CUDA or ROCm device.
         dtype: Of weights, activations, residual stream and cache: bfloat16 or float16.
         tuning_directory: Where GEMM choices are kept; ``None``: they are not.
+        traits: What the device can do; ``None``: ask it.
 
     Raises:
         ConfigurationError: Another dtype.
     """
 
     def __init__(
-        self, device: torch.device, dtype: torch.dtype, tuning_directory: Path | None
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        tuning_directory: Path | None,
+        traits: GpuTraits | None = None,
     ) -> None:
         if dtype not in _DTYPES:
             raise ConfigurationError(
@@ -97,7 +102,7 @@ class TritonOperations:
             )
         self._device = device
         self._dtype = dtype
-        self.traits = GpuTraits.of(device)
+        self.traits = traits or GpuTraits.of(device)
         self._attention_workspace = paged.AttentionWorkspace(device)
         self._gemm_workspace = gemm.GemmWorkspace(device)
         self.tuner = GemmTuner(device, dtype, self.traits, self._gemm_workspace, tuning_directory)
