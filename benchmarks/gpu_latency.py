@@ -11,21 +11,17 @@ scheduler: the model runner alone.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
 
 import torch
-import triton
 
+from headrace.benchmark.record import Record, Row, command_line, commit_of, median_row, versions_of
 from headrace.checkpoint.config import ModelConfig
 from headrace.link.sampling import SamplingParams
 from headrace.modeling.backends.triton_gpu import TritonBackend
@@ -102,39 +98,14 @@ def parse_cases(text: str) -> list[tuple[int, int]]:
     return [tuple(map(int, case.split("x"))) for case in text.split(",") if case]  # type: ignore[misc]
 
 
-def device_description() -> dict[str, str]:
-    """What a record says of the machine."""
+def driver_version() -> str | None:
+    """The kernel driver's version, where ``nvidia-smi`` tells it."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        driver = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-            capture_output=True, text=True, check=True,
-        ).stdout.strip()  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        driver = "unknown"
-    return {
-        "device": torch.cuda.get_device_name(),
-        "driver": driver,
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "runtime": str(torch.version.hip or torch.version.cuda),
-        "python": platform.python_version(),
-    }
-
-
-def row(
-    metric: str, batch: int, context: int, dtype: str, samples: list[float], unit: str = "ms"
-) -> dict[str, Any]:
-    """One row of a record."""
-    return {
-        "metric": metric,
-        "batch": batch,
-        "context": context,
-        "weights": dtype,
-        "kv": dtype,
-        "value": round(statistics.median(samples), 4),
-        "unit": unit,
-        "samples": [round(sample, 4) for sample in samples],
-    }
+        return None
+    return done.stdout.strip()
 
 
 def profile_decode(generator: Generator, batch: int, context: int) -> list[tuple[str, float]]:
@@ -170,9 +141,12 @@ def main() -> int:
     parser.add_argument("--max-tokens", type=int, default=8192)
     parser.add_argument("--profile", default="", help="cases whose kernels are listed")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--commit", default=os.environ.get("COMMIT", "unknown"))
+    parser.add_argument(
+        "--commit", default=os.environ.get("COMMIT"), help="where no checkout tells it"
+    )
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    commit = arguments.commit or commit_of(Path(__file__).parents[1])
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     decode, prefill = parse_cases(arguments.decode), parse_cases(arguments.prefill)
     block_size = 16
@@ -199,7 +173,9 @@ def main() -> int:
     ready = time.perf_counter()
     print(f"weights {loaded - started:.1f} s, tuning and graphs {ready - loaded:.1f} s", flush=True)
     generator = Generator(runner, config.vocab_size, arguments.max_tokens)
-    rows = []
+    kind = {"bfloat16": "bf16", "float16": "fp16"}[arguments.dtype]
+    kinds = {"weights": kind, "kv": kind}
+    rows: list[Row] = []
     reserved = 0
     for batch, context in prefill:
         generator.prepare(batch, context + 1, block_size)
@@ -208,10 +184,8 @@ def main() -> int:
         samples = [
             generator.seconds(batch, context, 1) * 1000 for _ in range(arguments.prefill_repeats)
         ]
-        rows.append(row("prefill_ms", batch, context, arguments.dtype, samples))
-        print(
-            rows[-1]["metric"], batch, context, rows[-1]["value"], rows[-1]["samples"], flush=True
-        )
+        rows.append(median_row("prefill_ms", samples, "ms", batch=batch, context=context, **kinds))
+        print(rows[-1].metric, batch, context, rows[-1].value, rows[-1].samples, flush=True)
     for batch, context in decode:
         generator.prepare(batch, context + _LONG, block_size)
         generator.seconds(batch, context, _SHORT)
@@ -220,31 +194,31 @@ def main() -> int:
             short = generator.seconds(batch, context, _SHORT)
             long = generator.seconds(batch, context, _LONG)
             samples.append((long - short) * 1000 / (_LONG - _SHORT))
-        rows.append(row("decode_step_ms", batch, context, arguments.dtype, samples))
-        print(
-            rows[-1]["metric"], batch, context, rows[-1]["value"], rows[-1]["samples"], flush=True
+        rows.append(
+            median_row("decode_step_ms", samples, "ms", batch=batch, context=context, **kinds)
         )
+        print(rows[-1].metric, batch, context, rows[-1].value, rows[-1].samples, flush=True)
         reserved = max(reserved, torch.cuda.max_memory_reserved())
-    rows.append(row("peak_memory_gib", 0, 0, arguments.dtype, [reserved / 2**30], "GiB"))
+    rows.append(median_row("peak_memory_gib", [reserved / 2**30], "GiB", **kinds))
     for batch, context in parse_cases(arguments.profile):
         generator.prepare(batch, context + _LONG, block_size)
         print(f"kernels of a decode step, batch {batch}, context {context} (us)")
         for name, microseconds in profile_decode(generator, batch, context)[:14]:
             print(f"  {microseconds:9.1f}  {name[:90]}")
     if arguments.out:
-        record = {
-            "schema": 1,
-            **device_description(),
-            "system": "headrace",
-            "commit": arguments.commit,
-            "command": "python " + " ".join(sys.argv).replace(str(arguments.out.parent) + "/", ""),
-            "seed": arguments.seed,
-            "shape": arguments.shape,
-            "tuning": arguments.tuning,
-            "rows": rows,
-        }
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+        Record(
+            device=torch.cuda.get_device_name(),
+            driver=driver_version(),
+            versions={
+                **versions_of("torch", "triton"),
+                "runtime": str(torch.version.hip or torch.version.cuda),
+            },
+            commit=commit,
+            command=command_line().replace(f"{arguments.out.parent}/", ""),
+            seed=arguments.seed,
+            system="headrace",
+            rows=rows,
+        ).write(arguments.out)
     return 0
 
 
