@@ -19,6 +19,7 @@ from headrace.modeling.activations import Activations
 from headrace.modeling.backends.backend import Backend
 from headrace.modeling.batch import ScheduledTokens, StepSize, write_batch
 from headrace.modeling.decoder import Decoder
+from headrace.modeling.sampling.greedy import ChoosesMostLikely
 from headrace.modeling.sampling.sampler import SampledTokens, Sampler
 from headrace.modeling.step_buffers import HostStep, StepBuffers
 from headrace.modeling.step_result import PendingStep, StepResult
@@ -116,7 +117,10 @@ class ModelRunner:
         self._head = backend.compile(
             lambda _, buffers: decoder.compute_logits(buffers), inputs, activations
         )
-        self._sampler = Sampler(limits.max_rows, limits.max_length, config.vocab_size, self._device)
+        own_choice = backend.most_likely if isinstance(backend, ChoosesMostLikely) else None
+        self._sampler = Sampler(
+            limits.max_rows, limits.max_length, config.vocab_size, self._device, own_choice
+        )
         self._last_token = torch.zeros(limits.max_rows, dtype=torch.int32, device=self._device)
         self._prompts: dict[int, list[int]] = {}
 

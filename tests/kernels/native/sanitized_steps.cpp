@@ -142,8 +142,8 @@ void run_model(Format format, Type type) {
     }
     if (!refused) throw std::runtime_error("a token id past the table was not refused");
     Heap<int32_t> token(kSampled);
-    Heap<float> logprob(kSampled);
-    const Greedy greedy{logits.get(), kSampled, kVocab, token.get(), logprob.get()};
+    Heap<float> peak(kSampled), logprob(kSampled);
+    const Greedy greedy{logits.get(), kSampled, kVocab, token.get(), peak.get(), logprob.get()};
     pool.run([&](Worker& worker) { HEADRACE_ISA::kernels.greedy(greedy, worker); });
 }
 

@@ -142,8 +142,8 @@ def test_an_idle_pool_sleeps() -> None:
 
     extension = native.extension()
     pool = extension.ThreadPool(3)
-    logits, token = torch.zeros(4, 64), torch.zeros(4, dtype=torch.int32)
-    extension.greedy(pool, native.choose_instruction_set(), logits, token, None)
+    logits, token, peak = torch.zeros(9, 64), torch.zeros(9, dtype=torch.int32), torch.zeros(9)
+    extension.greedy(pool, native.choose_instruction_set(), logits, token, peak, None)
     time.sleep(0.05)
     before = os.times()
     time.sleep(0.3)

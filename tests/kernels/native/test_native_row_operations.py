@@ -84,9 +84,25 @@ def test_greedy(instruction_set: str, vocab: int) -> None:
     extension = native.extension()
     logits = torch.randn(6, vocab) * 5
     logits[1, vocab // 2 :] = logits[1].max() + 1  # A tie: the first of them counts.
-    token, logprob = torch.empty(6, dtype=torch.int32), torch.empty(6)
-    extension.greedy(extension.ThreadPool(2), instruction_set, logits, token, logprob)
+    token, peak, logprob = torch.empty(6, dtype=torch.int32), torch.empty(6), torch.empty(6)
+    pool = extension.ThreadPool(2)
+    extension.greedy(pool, instruction_set, logits, token, peak, logprob)
     best = logits.max(-1).values
     expected = (logits == best[:, None]).int().argmax(-1)
     assert token.tolist() == expected.tolist()
+    assert torch.equal(peak, best)
     torch.testing.assert_close(logprob, best - logits.logsumexp(-1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("place", [0, 700, 1040])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_greedy_marks_rows_without_a_finite_choice(
+    instruction_set: str, place: int, sign: float
+) -> None:
+    logits = torch.randn(4, 1041)
+    logits[1, place] = torch.copysign(torch.tensor(float("nan")), torch.tensor(sign))
+    logits[2, place] = sign * float("inf")
+    backend = NativeCpuBackend(instruction_set=instruction_set, threads=2)
+    token_ids, valid = backend.most_likely(logits)
+    assert valid.tolist() == [True, False, sign < 0, True]
+    assert token_ids[[0, 3]].tolist() == logits[[0, 3]].argmax(-1).tolist()

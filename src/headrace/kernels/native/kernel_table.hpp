@@ -154,8 +154,9 @@ struct Greedy {
     const float* logits;
     int64_t rows;
     int64_t vocab;
-    int32_t* token;
-    float* logprob;
+    int32_t* token;  // the first of equals
+    float* peak;     // its logit, or NaN where any logit is
+    float* logprob;  // null: not wanted
 };
 
 struct KernelTable {

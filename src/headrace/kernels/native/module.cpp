@@ -269,7 +269,7 @@ class PyProgram {
     std::vector<Array> kept_;
 };
 
-void greedy(ThreadPool& pool, const std::string& kernels, Array logits, Array token,
+void greedy(ThreadPool& pool, const std::string& kernels, Array logits, Array token, Array peak,
             OptionalArray logprob) {
     Greedy call{};
     call.logits = floats("logits", logits, {kAny, kAny});
@@ -277,10 +277,14 @@ void greedy(ThreadPool& pool, const std::string& kernels, Array logits, Array to
     call.vocab = static_cast<int64_t>(logits.shape(1));
     if (call.vocab < 1) throw std::invalid_argument("logits have no columns");
     call.token = integers("token", token, {call.rows});
+    call.peak = floats("peak", peak, {call.rows});
     if (logprob) call.logprob = floats("logprob", *logprob, {call.rows});
     const KernelTable& table = find_kernels(kernels);
     const nb::gil_scoped_release release;
-    pool.run([&](Worker& worker) { table.greedy(call, worker); });
+    // Sleeping workers are not worth waking for a row or two.
+    static ThreadPool alone(1, {});
+    ThreadPool& chosen = call.rows < pool.size() * 2 ? alone : pool;
+    chosen.run([&](Worker& worker) { table.greedy(call, worker); });
 }
 
 }  // namespace
@@ -342,5 +346,5 @@ NB_MODULE(_native, module) {
         .def("profile", &PyProgram::profile);
 
     module.def("greedy", &greedy, "pool"_a, "kernels"_a, "logits"_a.noconvert(),
-               "token"_a.noconvert(), "logprob"_a.noconvert().none());
+               "token"_a.noconvert(), "peak"_a.noconvert(), "logprob"_a.noconvert().none());
 }

@@ -413,6 +413,13 @@ class NativeCpuBackend:
         """The operations; outside ``compile`` each computes at once."""
         return self._operations
 
+    def most_likely(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [R, vocab] to token ids [R] int64 and [R] bool: the largest logit is finite."""
+        token = torch.empty(len(logits), dtype=torch.int32)
+        peak = torch.empty(len(logits))
+        native.extension().greedy(self._pool, self._instruction_set, logits, token, peak, None)
+        return token.long(), peak.isfinite()
+
     def compile(
         self, computation: Computation, step: StepInputs, activations: Activations
     ) -> NativeProgram:

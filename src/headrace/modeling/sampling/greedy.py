@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Protocol, runtime_checkable
 
 import torch
 
 MostLikelyTokens = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Logits [R, vocab] to token ids [R] int64 and [R] bool: the largest logit is finite."""
+
+
+@runtime_checkable
+class ChoosesMostLikely(Protocol):
+    """A backend with such a function of its own."""
+
+    def most_likely(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``MostLikelyTokens``."""
 
 
 def most_likely_on(device: torch.device, max_rows: int) -> MostLikelyTokens:

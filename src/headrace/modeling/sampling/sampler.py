@@ -15,7 +15,7 @@ from headrace.modeling.sampling.filters import (
     draw_from_all,
     draw_from_likeliest,
 )
-from headrace.modeling.sampling.greedy import most_likely_on
+from headrace.modeling.sampling.greedy import MostLikelyTokens, most_likely_on
 from headrace.modeling.sampling.penalties import TokenHistory, penalise
 from headrace.modeling.sampling.uniform import uniforms
 
@@ -62,15 +62,21 @@ class Sampler:
         max_length: Longest sequence in tokens.
         vocab_size: Number of logits.
         device: Where the logits are.
+        most_likely: The greedy choice; ``None``: what suits the device.
     """
 
     def __init__(
-        self, max_rows: int, max_length: int, vocab_size: int, device: torch.device
+        self,
+        max_rows: int,
+        max_length: int,
+        vocab_size: int,
+        device: torch.device,
+        most_likely: MostLikelyTokens | None = None,
     ) -> None:
         self._max_length = max_length
         self._vocab_size = vocab_size
         self._device = device
-        self._most_likely = most_likely_on(device, max_rows)
+        self._most_likely = most_likely or most_likely_on(device, max_rows)
         self._params: list[SamplingParams | None] = [None] * max_rows
         self._histories: dict[int, TokenHistory] = {}
         self._banned_until: dict[int, tuple[int, torch.Tensor]] = {}
