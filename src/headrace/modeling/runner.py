@@ -182,7 +182,7 @@ class ModelRunner:
             size.max_context_length,
         )
         if not num_logits:
-            return PendingStep(None, [], {})
+            return PendingStep(self._device, None, [], {})
         first_logits = min(num_logits, self._activations.logits.shape[0])
         self._compute_logits(size, first_logits)
         sampled: SampledTokens | None = None
@@ -197,7 +197,7 @@ class ModelRunner:
             self._last_token[on_device] = sampled.token_ids.int()
             wanted = [self._sampler.wanted(row) for row in rows.tolist()]
         logprobs = self._prompt_logprobs(size, prompt_logits, len(sampling), first_logits)
-        return PendingStep(sampled, wanted, logprobs)
+        return PendingStep(self._device, sampled, wanted, logprobs)
 
     def execute(self, batch: Sequence[ScheduledTokens]) -> StepResult:
         """Compute one step and wait for it."""

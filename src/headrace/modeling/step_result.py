@@ -31,10 +31,15 @@ class StepResult:
 
 
 class PendingStep:
-    """A launched step; its sampled ids are already where the next step looks for them."""
+    """A launched step; its sampled ids are already where the next step looks for them.
+
+    Every step is waited for, also one that samples nothing: its inputs lie in a staging buffer
+    that the host writes again two steps later.
+    """
 
     def __init__(
         self,
+        device: torch.device,
         sampled: SampledTokens | None,
         wanted: list[tuple[bool, int]],
         prompt_logprobs: dict[int, torch.Tensor],
@@ -43,7 +48,7 @@ class PendingStep:
         self._prompt_logprobs = {key: _to_host(value) for key, value in prompt_logprobs.items()}
         self._sampled = None if sampled is None else sampled.map(_to_host)
         self._done: torch.cuda.Event | None = None
-        if sampled is not None and sampled.token_ids.is_cuda:
+        if device.type == "cuda":
             self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._done.record()
 
