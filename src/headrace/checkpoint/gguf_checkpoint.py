@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from headrace.checkpoint.checkpoint import Checkpoint, GenerationDefaults
+from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.checkpoint.config import ModelConfig
 from headrace.checkpoint.expected_tensors import check_tensors
 from headrace.checkpoint.gguf import GGUFFile
@@ -80,10 +80,6 @@ class GGUFCheckpoint(Checkpoint):
             if isinstance(source, str):
                 templates[str(name)] = source
         return templates
-
-    @property
-    def generation_defaults(self) -> GenerationDefaults:
-        return GenerationDefaults()
 
     def load_tokenizer(self) -> Tokenizer:
         from headrace.checkpoint.gguf_tokenizer import gguf_tokenizer

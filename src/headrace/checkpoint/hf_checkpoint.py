@@ -8,9 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from headrace.checkpoint.checkpoint import Checkpoint, GenerationDefaults
+from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.checkpoint.config import ModelConfig
 from headrace.checkpoint.expected_tensors import check_tensors
 from headrace.checkpoint.hf_config import hf_config
@@ -60,13 +58,6 @@ class HuggingFaceCheckpoint(Checkpoint):
     @cached_property
     def chat_templates(self) -> Mapping[str, str]:
         return self._files.chat_templates
-
-    @cached_property
-    def generation_defaults(self) -> GenerationDefaults:
-        try:
-            return msgspec.convert(self._files.generation_config, GenerationDefaults)
-        except msgspec.ValidationError as error:
-            raise ConfigurationError(f"{self.path / 'generation_config.json'}: {error}") from None
 
     def load_tokenizer(self) -> Tokenizer:
         from tokenizers import Tokenizer as Backend

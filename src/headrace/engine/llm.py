@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from headrace.checkpoint.chat_template import ChatTemplate
 from headrace.checkpoint.resolve import resolve
 from headrace.checkpoint.text_stream import TextStream
 from headrace.engine.build import build_engine_from
@@ -71,9 +70,7 @@ class LLM:
         merged = msgspec.structs.replace(merged, **settings)
         self._checkpoint = resolve(model, merged.revision)
         self._tokenizer = self._checkpoint.load_tokenizer()
-        self._template = ChatTemplate(
-            self._checkpoint.chat_templates, self._checkpoint.special_tokens
-        )
+        self._template = self._checkpoint.load_chat_template()
         self._engine, self._ready = build_engine_from(self._checkpoint, merged)
         self._next_id = 0
 

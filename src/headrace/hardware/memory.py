@@ -26,11 +26,6 @@ def available_bytes(device: torch.device) -> int:
     return int(free)
 
 
-def resident_bytes() -> int:
-    """Physical memory that this process holds."""
-    return int(psutil.Process().memory_info().rss)
-
-
 def _control_group_bytes_left(root: Path = _CGROUP) -> int | None:
     """What a limited container may still take; ``None``: no limit."""
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -105,7 +104,6 @@ class EngineChannel:
         self._decoder = msgspec.msgpack.Decoder(ToEngine)
         self._socket = _pair()
         self._socket.connect(address)
-        self._path = Path(address.removeprefix("ipc://"))
 
     def send(self, message: FromEngine) -> None:
         """Queue one message; never blocks."""
@@ -121,10 +119,6 @@ class EngineChannel:
                 messages.append(self._decoder.decode(self._socket.recv(zmq.NOBLOCK)))
             except zmq.Again:
                 return messages
-
-    def peer_is_gone(self) -> bool:
-        """Whether the transport has removed the socket: the engine then has nobody to serve."""
-        return not os.path.exists(self._path)
 
     def close(self) -> None:
         """Send what is queued (for a second at most) and close."""

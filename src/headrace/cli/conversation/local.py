@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from headrace.checkpoint.chat_template import ChatTemplate
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.checkpoint.text_stream import TextStream
 from headrace.cli.conversation.partner import AnswerStyle, Message
@@ -37,7 +36,7 @@ class LocalPartner:
 
     def __init__(self, checkpoint: Checkpoint, settings: EngineSettings) -> None:
         self.name = checkpoint.model_id
-        self._template = ChatTemplate(checkpoint.chat_templates, checkpoint.special_tokens)
+        self._template = checkpoint.load_chat_template()
         if not self._template.exists:
             raise ConfigurationError(f"model `{self.name}` has no chat template")
         self._tokenizer = checkpoint.load_tokenizer()

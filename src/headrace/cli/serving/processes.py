@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -53,14 +52,13 @@ async def run_server(
 
 def _make_app(checkpoint: Checkpoint, settings: TransportSettings, client: EngineClient) -> FastAPI:
     # Imported here, while the engine process imports torch.
-    from headrace.checkpoint.chat_template import ChatTemplate
     from headrace.transport.app import create_app
     from headrace.transport.served_model import ServedModel
 
     model = ServedModel(
         model_id=settings.served_model_name or checkpoint.model_id,
         tokenizer=checkpoint.load_tokenizer(),
-        chat_template=ChatTemplate(checkpoint.chat_templates, checkpoint.special_tokens),
+        chat_template=checkpoint.load_chat_template(),
         revision=checkpoint.sha,
     )
     return create_app(settings, model, client)
@@ -97,7 +95,4 @@ async def _serve_while(
 
 async def _announce(client: EngineClient, port: int, on_ready: Callable[[int], None]) -> None:
     await client.wait_ready()
-    # What exists now stays: the collector's pauses need not look at it again.
-    gc.collect()
-    gc.freeze()
     on_ready(port)
