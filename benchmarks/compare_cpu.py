@@ -32,12 +32,13 @@ PEERS = HERE / "peers"
 
 
 def run(command: list[str], **env: str) -> dict[str, object]:
-    """The JSON line that a measuring script prints last."""
+    """The JSON line that a measuring script prints; what it loads may print more."""
     print("$", " ".join(command), flush=True)
     done = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **env}
     )
-    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"system"')]
+    answer = json.loads(lines[-1])
     for row in answer["rows"]:
         print(f"  {row['metric']:26} batch {row['batch']:3}  {row['value']:10.2f} {row['unit']}")
     assert isinstance(answer, dict)

@@ -61,7 +61,7 @@ class NullEngine:
         parent = os.getppid()
         next_step = time.monotonic()
         next_stats = next_step
-        while os.getppid() == parent and not self._channel.peer_is_gone():
+        while os.getppid() == parent:
             for message in self._channel.receive(max(next_step - time.monotonic(), 0.0)):
                 if isinstance(message, Submit):
                     self._remaining[message.request_id] = message.sampling.max_new_tokens or 1

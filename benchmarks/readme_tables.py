@@ -57,6 +57,8 @@ def cpu_table() -> str:
         "|---|---|---|---|---|",
     ]
     for name, rows, weights in systems:
+        if not rows:
+            continue
         decode = [value(rows, "output_tokens_per_s", batch=b, weights=weights) for b in (1, 8, 32)]
         prefill = [value(rows, "prefill_tokens_per_s", batch=b, weights=weights) for b in (1, 8)]
         http = [

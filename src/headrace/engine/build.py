@@ -43,6 +43,8 @@ def build_engine_from(
         settings.backend,
         settings.device,
         settings.dtype,
+        head_dim=checkpoint.config.head_dim,
+        block_size=settings.block_size,
         threads=settings.threads,
         packed_weights=settings.packed_weights,
     )

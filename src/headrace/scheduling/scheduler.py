@@ -278,25 +278,24 @@ class Scheduler:
             if registers and start // block_size != end // block_size:
                 self._register_full_blocks(sequence, end // block_size)
             if scheduled.samples:
-                output = self._accept(sequence, sample_index, sampled_token_ids[sample_index])
+                token_id = sampled_token_ids[sample_index]
+                finish_reason = sequence.accept(token_id)
+                output = SequenceOutput(sequence, sample_index, token_id, finish_reason, None, None)
+                if finish_reason is not None:
+                    self._end(sequence)
+                if sequence.cached_tokens is not None:
+                    self._tell_first_facts(sequence, output)
                 outputs.append(output)
                 sample_index += 1
         for sequence in list(self._leaving.values()):
             self._vacate_unless_in_flight(sequence)
         return outputs
 
-    def _accept(self, sequence: Sequence, sample_index: int, token_id: int) -> SequenceOutput:
-        finish_reason = sequence.accept(token_id)
-        if finish_reason is not None:
-            self._end(sequence)
-        queue_seconds = cached_tokens = None
-        if sequence.cached_tokens is not None:
-            queue_seconds = sequence.queue_seconds
-            cached_tokens = sequence.cached_tokens
-            sequence.cached_tokens = None
-        return SequenceOutput(
-            sequence, sample_index, token_id, finish_reason, queue_seconds, cached_tokens
-        )
+    def _tell_first_facts(self, sequence: Sequence, output: SequenceOutput) -> None:
+        """Add to a sequence's first output what is told once."""
+        output.queue_seconds = sequence.queue_seconds
+        output.cached_tokens = sequence.cached_tokens
+        sequence.cached_tokens = None
 
     def _register_full_blocks(self, sequence: Sequence, num_full: int) -> None:
         """Offer the blocks that a completed step filled to the prefix cache."""

@@ -13,7 +13,7 @@ from headrace.hardware.processor import usable_cores
 from headrace.kernels import native
 from headrace.link.errors import ConfigurationError
 from headrace.modeling.backends.backend import Backend
-from headrace.modeling.backends.native_cpu import NativeCpuBackend
+from headrace.modeling.backends.native_cpu import NativeCpuBackend, reason_refused
 from headrace.modeling.backends.torch_backend import TorchBackend
 
 BACKENDS = ("auto", "native", "triton", "torch")
@@ -46,6 +46,8 @@ def choose_backend(
     device: str = "auto",
     dtype: str = "auto",
     *,
+    head_dim: int = 64,
+    block_size: int = 16,
     threads: int | None = None,
     packed_weights: bool = False,
 ) -> BackendChoice:
@@ -55,6 +57,8 @@ def choose_backend(
         name: One of ``BACKENDS``.
         device: ``auto``, ``cpu`` or ``cuda``.
         dtype: ``auto`` (bfloat16), ``bfloat16``, ``float16`` or ``float32``.
+        head_dim: Head size of the model.
+        block_size: Tokens of one cache block.
         threads: CPU threads; ``None``: from the machine.
         packed_weights: Compute with quantized weights as they are packed, where the backend can.
 
@@ -83,7 +87,7 @@ def choose_backend(
         raise ConfigurationError("--backend triton needs a GPU: none was found or --device is cpu")
     count = threads or usable_cores()
     # Beside native kernels torch only samples: its own pool would wake for nothing.
-    missing = native.reason_unavailable()
+    missing = native.reason_unavailable() or reason_refused(head_dim, block_size)
     if name != "torch" and missing is None and kind in NATIVE_DTYPES:
         torch.set_num_threads(1)
         native_backend = NativeCpuBackend(kind, count, quantized=packed_weights)

@@ -26,6 +26,12 @@ from headrace.modeling.operations import (
 )
 from headrace.modeling.step import StepInputs
 
+HEAD_SIZES = range(32, 257, 32)
+"""Head sizes that the attention kernels have a layout for."""
+
+BLOCK_SIZE_STEP = 16
+"""A cache block holds a multiple of so many tokens."""
+
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
@@ -66,6 +72,16 @@ class NativeCache:
     keys: torch.Tensor
     values: torch.Tensor
     handle: Any
+
+
+def reason_refused(head_dim: int, block_size: int) -> str | None:
+    """Why the kernels cannot hold keys and values of this shape; ``None``: they can."""
+    if head_dim not in HEAD_SIZES:
+        sizes = ", ".join(map(str, HEAD_SIZES))
+        return f"head size {head_dim} has no native kernel (there are {sizes})"
+    if block_size % BLOCK_SIZE_STEP:
+        return f"a block size of {block_size} is no multiple of {BLOCK_SIZE_STEP}"
+    return None
 
 
 class NativeOperations:
