@@ -18,6 +18,7 @@ from headrace.link.errors import ConfigurationError
 from headrace.link.messages import EngineFailed
 
 _CONFIGURATION_STATUS = 2
+_COLLECTION_THRESHOLDS = (20_000, 50, 50)
 
 
 def main() -> int:
@@ -51,6 +52,8 @@ def _serve(settings: EngineSettings, channel: EngineChannel) -> int:
     # Nothing that exists now dies before the process: the collector need not look at it again.
     gc.collect()
     gc.freeze()
+    # A step leaves no cycles behind; seldom collections keep their pauses out of its tail.
+    gc.set_threshold(*_COLLECTION_THRESHOLDS)
     channel.send(ready)
     EngineService(engine, channel).run()
     return 0
