@@ -141,7 +141,8 @@ class Supervisor:
         self._user.attach(channel)
         # The pipe stays open: its end tells the engine that this process is gone.
         assert process.stdin is not None  # for the type checker: PIPE was asked for
-        with contextlib.suppress(ConnectionError):
+        # An engine may be dead before it reads a word: uvloop then raises RuntimeError.
+        with contextlib.suppress(ConnectionError, RuntimeError):
             process.stdin.write(msgspec.json.encode(self._settings) + b"\n")
             await process.stdin.drain()
         self._last_heard = time.monotonic()
