@@ -25,7 +25,15 @@ from pathlib import Path
 
 import msgspec
 
-from headrace.benchmark.record import Record, Row, commit_of, median_row, processor, versions_of
+from headrace.benchmark.record import (
+    Record,
+    Row,
+    command_line,
+    commit_of,
+    median_row,
+    processor,
+    versions_of,
+)
 
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
@@ -154,7 +162,7 @@ def main() -> None:
             device=processor(),
             versions=versions_of("torch", "transformers") | {system: version},
             commit=commit_of(HERE),
-            command="python benchmarks/compare_cpu.py --gguf … --hf … --vllm … --llama …",
+            command=command_line(),
             system=system,
             rows=rows,
         ).write(options.out / f"cpu-zen4-{system}.json")

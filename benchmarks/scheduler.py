@@ -20,10 +20,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import platform
 import random
-import subprocess
-import sys
 import time
 from array import array
 from collections import deque
@@ -31,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, quantiles
 
+from headrace.benchmark.record import command_line, commit_of, processor, versions_of
 from headrace.scheduling import Request, Scheduler, SchedulerLimits, StepPlan
 
 VOCABULARY = 49_152
@@ -218,25 +216,6 @@ def rows_of(scene: Scene, runs: list[Run]) -> list[dict[str, object]]:
     ]
 
 
-def processor() -> str:
-    """Name and number of the CPUs."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} CPUs" if names else platform.processor()
-
-
-def commit() -> str:
-    """The checkout that is measured."""
-    here = Path(__file__).parent
-    found = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip()
-
-
 def main() -> None:
     """Run the scenes, print a table, write the record if asked."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -280,9 +259,9 @@ def main() -> None:
             "schema": 1,
             "device": processor(),
             "driver": None,
-            "versions": {"python": platform.python_version()},
-            "commit": commit(),
-            "command": " ".join(["python", *sys.argv]),
+            "versions": versions_of(),
+            "commit": commit_of(Path(__file__).parent),
+            "command": command_line(),
             "seed": options.seed,
             "system": "headrace",
             "rows": rows,

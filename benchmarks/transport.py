@@ -14,17 +14,17 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
 import psutil
 import uvloop
+
+from headrace.benchmark.record import command_line, commit_of, versions_of
 
 _PROMPT = "The quick brown fox jumps over the lazy dog. " * 13
 _NEW_TOKENS = 128
@@ -241,16 +241,13 @@ def rows(result: dict[str, Any], clients: int) -> list[dict[str, Any]]:
 
 def record(arguments: argparse.Namespace, results: list[dict[str, Any]]) -> dict[str, Any]:
     """The run in the form of ``benchmarks/records``."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=_HERE, check=False
-    ).stdout.strip()
     names = ("uvicorn", "uvloop", "httptools", "fastapi", "starlette", "msgspec", "pyzmq")
     return {
         "device": arguments.device,
         "driver": None,
-        "versions": {"python": platform.python_version(), **{n: version(n) for n in names}},
-        "commit": commit,
-        "command": " ".join(["python", "benchmarks/transport.py", *sys.argv[1:]]),
+        "versions": versions_of(*names),
+        "commit": commit_of(_HERE),
+        "command": command_line(),
         "seed": 0,
         "system": "headrace",
         "rows": [row for result in results for row in rows(result, arguments.clients)],
