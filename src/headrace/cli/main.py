@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 
 import click
 
 import headrace
+from headrace.cli.lazy_group import LazyGroup
 from headrace.link.errors import ConfigurationError, HeadraceError
 
 EXIT_FAILED = 1
@@ -16,29 +16,17 @@ EXIT_USAGE = 2
 _COMMANDS = {
     "serve": "Serve a model over HTTP, with TGI's and OpenAI's routes.",
     "chat": "Chat with a model in the terminal.",
+    "bench": "Measure latency, serving, fine-tuning and kernels; compare recorded runs.",
     "doctor": "Say what this machine is and which backends work on it.",
 }
 
 
-class _LazyGroup(click.Group):
-    """Imports a subcommand's file only when it runs: ``headrace --help`` stays fast."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in _COMMANDS:
-            return None
-        command = import_module(f"headrace.cli.{cmd_name}").command
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
-
-
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    package="headrace.cli",
+    summaries=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(headrace.__version__, prog_name="headrace")
 def cli() -> None:
     """Serve open large language models on the machine in front of you."""

@@ -1,0 +1,1 @@
+"""Subcommands of ``headrace bench``, one thin file each."""
