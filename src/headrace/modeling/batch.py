@@ -38,6 +38,7 @@ class StepSize:
         max_query_length: Most new tokens of one sequence.
         max_context_length: Longest context, new tokens included.
         num_fed: Tokens that still lie on the device.
+        uses_adapters: Whether any token has one.
     """
 
     num_tokens: int
@@ -45,12 +46,20 @@ class StepSize:
     max_query_length: int
     max_context_length: int
     num_fed: int
+    uses_adapters: bool = False
 
 
 def write_batch(
-    host: HostStep, batch: Sequence[ScheduledTokens], block_tables: Int32Array, block_size: int
+    host: HostStep,
+    batch: Sequence[ScheduledTokens],
+    block_tables: Int32Array,
+    block_size: int,
+    adapter_of_row: Int32Array | None = None,
 ) -> StepSize:
     """Fill a step's inputs, all but what it samples.
+
+    Args:
+        adapter_of_row: [max_rows] adapter index or -1; ``None``: the model carries no adapters.
 
     Raises:
         ValueError: The batch is empty, feeds no token in one of its entries, or exceeds the
@@ -94,10 +103,16 @@ def write_batch(
         rows_of_tokens = np.repeat(rows, lengths)
     blocks, offsets = np.divmod(positions, np.int32(block_size))
     host.cache_slots[:num_tokens] = block_tables[rows_of_tokens, blocks] * block_size + offsets
+    uses_adapters = False
+    if adapter_of_row is not None:
+        adapters = adapter_of_row[rows_of_tokens]
+        host.adapter_of_token[:num_tokens] = adapters
+        uses_adapters = bool((adapters >= 0).any())
     return StepSize(
         num_tokens=num_tokens,
         num_sequences=num_sequences,
         num_fed=num_fed,
+        uses_adapters=uses_adapters,
         max_query_length=max(counts),
         max_context_length=int(host.context_lengths[:num_sequences].max()),
     )

@@ -7,11 +7,14 @@ sliding window), never in this file's control flow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from headrace.kernels.low_rank.stack import LowRankStack
 from headrace.modeling.activations import Activations
+from headrace.modeling.adapters.adapter_set import NO_UPDATES, LayerUpdates
 from headrace.modeling.operations import (
     AttentionShape,
     Embedding,
@@ -56,8 +59,18 @@ class Decoder:
     cos_sin: torch.Tensor
     norm_eps: float
 
-    def body(self, step: StepInputs, buffers: Activations, caches: list[LayerCache]) -> None:
-        """From token ids to ``buffers.final``; writes the new tokens' keys and values."""
+    def body(
+        self,
+        step: StepInputs,
+        buffers: Activations,
+        caches: list[LayerCache],
+        updates: Sequence[LayerUpdates] | None = None,
+    ) -> None:
+        """From token ids to ``buffers.final``; writes the new tokens' keys and values.
+
+        Args:
+            updates: What adapters add to each layer; ``None``: no token of the step has one.
+        """
         ops, eps = self.operations, self.norm_eps
         ops.embed(step.token_ids, self.embedding, buffers.residual)
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
@@ -67,17 +80,22 @@ class Decoder:
                 ops.add_rms_norm(
                     buffers.delta, buffers.residual, layer.input_norm, eps, buffers.normed
                 )
-            ops.linear(buffers.normed, layer.qkv, buffers.qkv)
+            update = NO_UPDATES if updates is None else updates[index]
+            self._linear(buffers.normed, layer.qkv, update.qkv, step, buffers.qkv)
             ops.rotate_and_cache(
                 buffers.qkv, self.cos_sin, layer.head_norm, layer.attention, cache, step
             )
             ops.attention(buffers.qkv, layer.attention, cache, step, buffers.attended)
-            ops.linear(buffers.attended, layer.output, buffers.delta)
+            self._linear(buffers.attended, layer.output, update.output, step, buffers.delta)
             ops.add_rms_norm(
                 buffers.delta, buffers.residual, layer.post_attention_norm, eps, buffers.normed
             )
-            ops.gated_linear(buffers.normed, layer.gate_up, buffers.gate_up, buffers.activated)
-            ops.linear(buffers.activated, layer.down, buffers.delta)
+            if update.gate_up is None:
+                ops.gated_linear(buffers.normed, layer.gate_up, buffers.gate_up, buffers.activated)
+            else:
+                self._linear(buffers.normed, layer.gate_up, update.gate_up, step, buffers.gate_up)
+                ops.silu_mul(buffers.gate_up, buffers.activated)
+            self._linear(buffers.activated, layer.down, update.down, step, buffers.delta)
         ops.gather_add_rms_norm(
             buffers.delta,
             buffers.residual,
@@ -86,6 +104,18 @@ class Decoder:
             step.sampled_tokens,
             buffers.final,
         )
+
+    def _linear(
+        self,
+        x: torch.Tensor,
+        weight: Linear,
+        update: LowRankStack | None,
+        step: StepInputs,
+        out: torch.Tensor,
+    ) -> None:
+        self.operations.linear(x, weight, out)
+        if update is not None:
+            self.operations.add_low_rank(x, update, step, out)
 
     def compute_logits(self, buffers: Activations) -> None:
         """From the first R rows of ``buffers.final`` to ``buffers.logits``."""

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import torch
 
+from headrace.kernels.low_rank.stack import LowRankStack
 from headrace.modeling.step import StepInputs
 
 
@@ -132,6 +133,17 @@ class Operations(Protocol):
 
     def linear(self, x: torch.Tensor, weight: Linear, out: torch.Tensor) -> None:
         """out[T, N] = x[T, K] @ weight.T + bias; ``out`` may be wider in dtype than ``x``."""
+
+    def add_low_rank(
+        self, x: torch.Tensor, stack: LowRankStack, step: StepInputs, out: torch.Tensor
+    ) -> None:
+        """out[t] += scale * up @ (down @ x[t]) of each token's adapter; other rows are untouched.
+
+        Args:
+            x: [T, K], what the linear before it read.
+            stack: In the activation dtype.
+            out: [T, N] as that linear left it; updated.
+        """
 
     def rotate_and_cache(
         self,

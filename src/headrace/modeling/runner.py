@@ -16,12 +16,13 @@ from headrace.checkpoint.config import ModelConfig
 from headrace.link.errors import ConfigurationError
 from headrace.link.sampling import SamplingParams
 from headrace.modeling.activations import Activations
+from headrace.modeling.adapters.adapter_set import NO_ADAPTER, AdapterSet
 from headrace.modeling.backends.backend import Backend
 from headrace.modeling.batch import ScheduledTokens, StepSize, write_batch
 from headrace.modeling.decoder import Decoder
 from headrace.modeling.sampling.greedy import ChoosesMostLikely
 from headrace.modeling.sampling.sampler import SampledTokens, Sampler
-from headrace.modeling.step_buffers import HostStep, StepBuffers
+from headrace.modeling.step_buffers import HostStep, Int32Array, StepBuffers
 from headrace.modeling.step_result import PendingStep, StepResult
 
 __all__ = [
@@ -88,10 +89,16 @@ class ModelRunner:
         decoder: Its weights, packed by ``backend.operations``.
         backend: Who computes.
         limits: What buffers are allocated for.
+        adapters: What rows may choose from, by index; ``None``: nothing.
     """
 
     def __init__(
-        self, config: ModelConfig, decoder: Decoder, backend: Backend, limits: RunnerLimits
+        self,
+        config: ModelConfig,
+        decoder: Decoder,
+        backend: Backend,
+        limits: RunnerLimits,
+        adapters: AdapterSet | None = None,
     ) -> None:
         limits.check()
         operations = backend.operations
@@ -114,6 +121,16 @@ class ModelRunner:
         self._body = backend.compile(
             lambda step, buffers: decoder.body(step, buffers, caches), inputs, activations
         )
+        self._adapter_of_row: Int32Array | None = None
+        self._adapted_body = self._body
+        if adapters is not None:
+            # Apart, so that steps without an adapter cost what they cost without adapters.
+            self._adapter_of_row = np.full(limits.max_rows, NO_ADAPTER, dtype=np.int32)
+            self._adapted_body = backend.compile(
+                lambda step, buffers: decoder.body(step, buffers, caches, adapters.layers),
+                inputs,
+                activations,
+            )
         self._head = backend.compile(
             lambda _, buffers: decoder.compute_logits(buffers), inputs, activations
         )
@@ -131,6 +148,7 @@ class ModelRunner:
         prompt_token_ids: Sequence[int],
         eos_token_ids: Sequence[int] = (),
         output_token_ids: Sequence[int] = (),
+        adapter: int = NO_ADAPTER,
     ) -> None:
         """Give ``row`` to a sequence.
 
@@ -140,7 +158,10 @@ class ModelRunner:
             prompt_token_ids: Its whole prompt.
             eos_token_ids: Ids that ``min_new_tokens`` keeps out.
             output_token_ids: What it has generated, where it comes back after a preemption.
+            adapter: Index of the adapter that computes all of its tokens, or ``NO_ADAPTER``.
         """
+        if self._adapter_of_row is not None:
+            self._adapter_of_row[row] = adapter
         prompt, output = list(prompt_token_ids), list(output_token_ids)
         self._sampler.set_row(row, sampling, prompt, output, tuple(eos_token_ids))
         self._prompts.pop(row, None)
@@ -166,7 +187,13 @@ class ModelRunner:
                 ``limits.max_tokens`` or ``limits.max_rows``.
         """
         host = self._buffers.begin()
-        size = write_batch(host, batch, self._buffers.block_tables, self.limits.block_size)
+        size = write_batch(
+            host,
+            batch,
+            self._buffers.block_tables,
+            self.limits.block_size,
+            self._adapter_of_row,
+        )
         sampling = [index for index, entry in enumerate(batch) if entry.samples]
         prompt_logits, num_logits = self._ask_for_logits(host, batch, sampling)
         self._buffers.publish()
@@ -174,7 +201,8 @@ class ModelRunner:
             fed_tokens = self._buffers.section("fed_tokens")[: size.num_fed]
             fed_rows = self._buffers.section("fed_rows")[: size.num_fed]
             self._buffers.inputs.token_ids[fed_tokens] = self._last_token[fed_rows]
-        self._body.run(
+        body = self._adapted_body if size.uses_adapters else self._body
+        body.run(
             size.num_tokens,
             size.num_sequences,
             max(num_logits, 1),
@@ -211,13 +239,16 @@ class ModelRunner:
         limits = self.limits
         longest = min(limits.max_tokens, limits.max_length, limits.num_blocks * limits.block_size)
         blocks = list(range(-(-longest // limits.block_size)))
-        self.set_blocks(0, 0, blocks)
-        self.execute([ScheduledTokens(0, 0, [0] * longest, samples=True)])
         rows = range(min(limits.max_rows, limits.max_tokens))
         for row in rows:
             self.set_blocks(row, 0, blocks)
-        self.execute([ScheduledTokens(row, longest - 1, [0], samples=True) for row in rows])
-        self.execute([ScheduledTokens(0, longest - 1, [0], samples=True)])
+        adapter_of_row = self._adapter_of_row
+        for adapter in (NO_ADAPTER,) if adapter_of_row is None else (0, NO_ADAPTER):
+            if adapter_of_row is not None:
+                adapter_of_row[:] = adapter
+            self.execute([ScheduledTokens(0, 0, [0] * longest, samples=True)])
+            self.execute([ScheduledTokens(row, longest - 1, [0], samples=True) for row in rows])
+            self.execute([ScheduledTokens(0, longest - 1, [0], samples=True)])
 
     @property
     def num_bytes(self) -> int:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+
+
+def _no_adapters() -> torch.Tensor:
+    return torch.empty(0, dtype=torch.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,8 @@ class StepInputs:
         sampled_tokens: [R] index among the T tokens of each token whose logits are wanted.
         max_query_length: Largest number of new tokens of one sequence (1: a pure decode step).
         max_context_length: Largest of ``context_lengths``.
+        adapter_of_token: [T] index of each token's adapter, -1 for none; read only by
+            ``Operations.add_low_rank``, and empty where the model carries no adapters.
     """
 
     token_ids: torch.Tensor
@@ -39,3 +45,4 @@ class StepInputs:
     sampled_tokens: torch.Tensor
     max_query_length: int
     max_context_length: int
+    adapter_of_token: torch.Tensor = field(default_factory=_no_adapters)

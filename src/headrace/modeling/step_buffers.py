@@ -19,7 +19,8 @@ class HostStep:
 
     The first seven are those of ``StepInputs``. ``sampling_rows`` [R] are the rows that sample.
     ``fed_tokens`` are indices among the T tokens of those that still lie on the device, sampled
-    there by an earlier step, and ``fed_rows`` the rows that sampled them.
+    there by an earlier step, and ``fed_rows`` the rows that sampled them. ``adapter_of_token`` [T]
+    is written only where the model carries adapters.
     """
 
     token_ids: Int32Array
@@ -32,6 +33,7 @@ class HostStep:
     sampling_rows: Int32Array
     fed_tokens: Int32Array
     fed_rows: Int32Array
+    adapter_of_token: Int32Array
 
 
 class StepBuffers:
@@ -57,7 +59,8 @@ class StepBuffers:
         self, max_tokens: int, max_rows: int, max_blocks: int, block_size: int, device: torch.device
     ) -> None:
         lengths = {field.name: max_rows for field in fields(HostStep)}
-        for name in ("token_ids", "positions", "cache_slots", "sampled_tokens"):
+        per_token = ("token_ids", "positions", "cache_slots", "sampled_tokens", "adapter_of_token")
+        for name in per_token:
             lengths[name] = max_tokens
         lengths["query_start"] = max_rows + 1
         self._sections: dict[str, slice] = {}
@@ -94,6 +97,7 @@ class StepBuffers:
             sampled_tokens=self.section("sampled_tokens"),
             max_query_length=max_tokens,
             max_context_length=max_blocks * block_size,
+            adapter_of_token=self.section("adapter_of_token"),
         )
 
     def section(self, name: str) -> torch.Tensor:

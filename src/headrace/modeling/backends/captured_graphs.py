@@ -53,6 +53,7 @@ def step_views(
         context_lengths=step.context_lengths[:num_sequences],
         rows=step.rows[:num_sequences],
         sampled_tokens=step.sampled_tokens[:num_sampled],
+        adapter_of_token=step.adapter_of_token[:num_tokens],
         max_query_length=max_query_length,
         max_context_length=max_context_length,
     )

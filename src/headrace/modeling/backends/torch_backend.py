@@ -13,6 +13,8 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 
+from headrace.kernels.low_rank.reference import add_low_rank
+from headrace.kernels.low_rank.stack import LowRankStack
 from headrace.modeling.activations import Activations
 from headrace.modeling.backends.backend import Computation, Program
 from headrace.modeling.backends.torch_attention import DecodeGroup, PrefillSequence, StepPlan
@@ -157,6 +159,11 @@ class TorchOperations:
     def linear(self, x: torch.Tensor, weight: Linear, out: torch.Tensor) -> None:
         cast(TorchLinear, weight).compute(x, out)
 
+    def add_low_rank(
+        self, x: torch.Tensor, stack: LowRankStack, step: StepInputs, out: torch.Tensor
+    ) -> None:
+        add_low_rank(x, stack, step.adapter_of_token, out)
+
     def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
         gate, up = gate_up.chunk(2, dim=-1)
         torch.mul(F.silu(gate), up, out=out)
@@ -248,6 +255,7 @@ class TorchProgram:
             sampled_tokens=whole.sampled_tokens[:num_sampled],
             max_query_length=max_query_length,
             max_context_length=max_context_length,
+            adapter_of_token=whole.adapter_of_token[:num_tokens],
         )
         self._operations.begin(step)
         self._computation(step, self._activations.view(num_tokens, num_sampled))

@@ -18,6 +18,8 @@ from headrace.kernels.attention import triton as paged
 from headrace.kernels.embedding import triton as embedding
 from headrace.kernels.linear import triton as gemm
 from headrace.kernels.linear import triton_gated
+from headrace.kernels.low_rank import triton as low_rank
+from headrace.kernels.low_rank.stack import LowRankStack
 from headrace.kernels.norm import triton as norm
 from headrace.kernels.rotary import triton as rotary
 from headrace.kernels.triton_launch import GpuTraits
@@ -105,6 +107,7 @@ class TritonOperations:
         self.traits = traits or GpuTraits.of(device)
         self._attention_workspace = paged.AttentionWorkspace(device)
         self._gemm_workspace = gemm.GemmWorkspace(device)
+        self._low_rank_workspace = low_rank.LowRankWorkspace(device)
         self.tuner = GemmTuner(device, dtype, self.traits, self._gemm_workspace, tuning_directory)
         self._matrices: list[DenseMatrix] = []
 
@@ -208,6 +211,20 @@ class TritonOperations:
         )
         matrix = cast(DenseMatrix, weight)
         gemm.linear(x, matrix.weight, matrix.bias, out, choice, self._gemm_workspace, self.traits)
+
+    def add_low_rank(
+        self, x: torch.Tensor, stack: LowRankStack, step: StepInputs, out: torch.Tensor
+    ) -> None:
+        """out[t] += scale * up @ (down @ x[t]) of each token's adapter."""
+        low_rank.add_low_rank(
+            x,
+            stack,
+            step.adapter_of_token,
+            out,
+            step.max_query_length,
+            self._low_rank_workspace,
+            self.traits,
+        )
 
     def rotate_and_cache(
         self,

@@ -1,0 +1,1 @@
+"""Low-rank updates of linears (LoRA, arXiv:2106.09685), another adapter for each token."""
