@@ -1,0 +1,175 @@
+"""What a step of LoRA training keeps for its backward pass, tensor by tensor, from the shapes.
+
+What a Transformers decoder layer with PEFT adapters saves (bytes a token in bf16, H hidden, I
+intermediate, Q and K widths of all query and all key heads, r rank; counted with
+``torch.autograd.graph.saved_tensors_hooks``). A frozen projection saves nothing but its weight:
+only the gradient of its input is wanted.
+
+* Each RMSNorm: its input in float32 (4 H, twice read, kept once) and the inverse root (4). Fused:
+  the input as it came (2 H) and the inverse root.
+* Each adapter with dropout: the mask (H on a GPU, as wide as the element on a CPU), the dropped
+  input (2 H, or 4 H where adapters compute in float32) and ``x @ A`` (2 r or 4 r). Without
+  dropout the input is kept once for all adapters that read it, unless each casts it for itself.
+  Fused: the input once (2 H), ``x @ A`` of each (2 r), no mask.
+* Head norms (Qwen3): like RMSNorm over Q and K.
+* Rotary positions: the tables of cosines and sines, shared by all layers.
+* Attention (flash): Q, K, V and the output (4 Q + 4 K), the log-sum-exp of each head (4).
+* The gated feed-forward: gate, ``silu(gate)`` and up (6 I). Fused: gate and up (4 I).
+* Final norm; then head and loss: the log-softmax in float32 (4 V) and, at the peak, the gradient
+  of the loss by it and by the logits (4 V each). Fused: the gradient of the hidden state (2 H) and
+  the logits of one chunk of rows.
+
+The embedding's output needs no gradient: the first layer saves neither its input norm nor masks,
+unless gradient checkpointing makes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from headrace.checkpoint.config import ModelConfig
+from headrace.finetuning.placement.parameter_counts import adapted_projections
+from headrace.finetuning.placement.workload import TrainingWorkload
+
+_READERS = (
+    ("attention input", ("q_proj", "k_proj", "v_proj")),
+    ("attention output", ("o_proj",)),
+    ("feed-forward input", ("gate_proj", "up_proj")),
+    ("feed-forward product", ("down_proj",)),
+)
+"""Which projections read the same tensor."""
+
+_BF16, _FP32 = 2, 4
+
+
+@dataclass(frozen=True, slots=True)
+class SavedTensor:
+    """What one operation keeps of each token.
+
+    Attributes:
+        name: What it is.
+        bytes: Of one token.
+        needs_input_gradient: Not kept where the layer's input needs no gradient.
+    """
+
+    name: str
+    bytes: int
+    needs_input_gradient: bool = False
+
+
+def layer_tensors(config: ModelConfig, workload: TrainingWorkload) -> tuple[SavedTensor, ...]:
+    """What one decoder layer keeps; see the list above."""
+    fused = workload.fused
+    kept = [_norm("input norm", config.hidden_size, workload, first=True)]
+    kept += _adapters(config, workload, *_READERS[0])
+    if config.qk_norm:
+        kept += [
+            _norm("query norm", config.q_size, workload, rows=config.num_heads),
+            _norm("key norm", config.kv_size, workload, rows=config.num_kv_heads),
+        ]
+    kept += [
+        SavedTensor("queries", _BF16 * config.q_size),
+        SavedTensor("keys", _BF16 * config.kv_size),
+        SavedTensor("values", _BF16 * config.kv_size),
+        SavedTensor("attention output", _BF16 * config.q_size),
+        SavedTensor("log-sum-exp of attention", _FP32 * config.num_heads),
+    ]
+    kept += _adapters(config, workload, *_READERS[1])
+    kept.append(_norm("post-attention norm", config.hidden_size, workload))
+    kept += _adapters(config, workload, *_READERS[2])
+    kept.append(SavedTensor("gate", _BF16 * config.intermediate_size))
+    if not fused.swiglu:
+        kept.append(SavedTensor("silu(gate)", _BF16 * config.intermediate_size))
+    kept.append(SavedTensor("up", _BF16 * config.intermediate_size))
+    kept += _adapters(config, workload, *_READERS[3])
+    return tuple(kept)
+
+
+def layer_bytes(config: ModelConfig, workload: TrainingWorkload, *, first: bool = False) -> int:
+    """Bytes a token of one layer, or of the ``first``, whose input needs no gradient."""
+    return sum(
+        tensor.bytes
+        for tensor in layer_tensors(config, workload)
+        if not (first and tensor.needs_input_gradient)
+    )
+
+
+def saved_bytes(config: ModelConfig, workload: TrainingWorkload) -> int:
+    """Bytes a token of all that is kept when the loss is about to be computed."""
+    tables = 2 * _BF16 * config.head_dim
+    final = _norm("final norm", config.hidden_size, workload).bytes
+    if workload.gradient_checkpointing:
+        inputs = _BF16 * config.hidden_size
+        return config.num_layers * inputs + final + tables
+    layers = layer_bytes(config, workload, first=True)
+    layers += (config.num_layers - 1) * layer_bytes(config, workload)
+    return layers + final + tables
+
+
+def loss_bytes(config: ModelConfig, workload: TrainingWorkload) -> int:
+    """Bytes of all that head and loss hold at their peak, for all tokens together."""
+    if workload.fused.cross_entropy:
+        gradient = _BF16 * config.hidden_size * workload.tokens
+        return gradient + _FP32 * config.vocab_size * loss_chunk_rows(config, workload.tokens)
+    return 3 * _FP32 * config.vocab_size * workload.tokens
+
+
+def loss_chunk_rows(config: ModelConfig, tokens: int) -> int:
+    """Rows of one chunk of a fused cross-entropy, whose logits are as large as the hidden states.
+
+    Liger-Kernel's rule (https://github.com/linkedin/Liger-Kernel): tokens over vocabulary over
+    hidden size, rounded up to a power of two.
+    """
+    parts = -(-config.vocab_size // config.hidden_size)
+    rows = -(-tokens // parts)
+    return int(1 << (rows - 1).bit_length())
+
+
+def backward_bytes(config: ModelConfig, workload: TrainingWorkload) -> int:
+    """Bytes a token of the gradients that exist at once while one layer runs backward.
+
+    The gradients of the product, of ``silu(gate)`` and of up (6 I; fused: the product's, the others
+    overwrite what was saved), or the float32 intermediates of an unfused norm, beside the gradients
+    of the residual stream and of the branch.
+    """
+    inner, hidden = config.intermediate_size, config.hidden_size
+    feed_forward = (1 if workload.fused.swiglu else 3) * _BF16 * inner
+    norm = (_BF16 if workload.fused.norm else 4 * _FP32) * hidden
+    return max(feed_forward, norm) + 2 * _BF16 * hidden
+
+
+def _norm(
+    name: str, width: int, workload: TrainingWorkload, *, rows: int = 1, first: bool = False
+) -> SavedTensor:
+    element = _BF16 if workload.fused.norm else _FP32
+    return SavedTensor(name, element * width + _FP32 * rows, needs_input_gradient=first)
+
+
+def _adapters(
+    config: ModelConfig, workload: TrainingWorkload, group: str, names: tuple[str, ...]
+) -> list[SavedTensor]:
+    """What the adapters that read one tensor keep of it."""
+    shapes = adapted_projections(config, workload.target_modules)
+    adapted = [name for name in names if name in shapes]
+    if not adapted:
+        return []
+    width = shapes[adapted[0]][1]
+    plain_fp32 = workload.adapter_dtype == "fp32" and not workload.autocast
+    element = _FP32 if plain_fp32 and not workload.fused.lora else _BF16
+    # Attention keeps its own output already.
+    shared = 0 if group == "attention output" else element * width
+    kept = [SavedTensor(f"{name} x @ A", element * workload.rank) for name in adapted]
+    if workload.fused.lora:
+        return [SavedTensor(group, shared), *kept]
+    if workload.dropout > 0:
+        cast = _FP32 if workload.adapter_dtype == "fp32" else _BF16
+        mask = (1 if workload.on_gpu else cast) * width
+        masked = group == "attention input"
+        for name in adapted:
+            kept.append(SavedTensor(f"{name} dropout mask", mask, needs_input_gradient=masked))
+            kept.append(SavedTensor(f"{name} dropped input", element * width))
+        return kept
+    if workload.adapter_dtype == "fp32":
+        # Each adapter casts the input for itself.
+        return kept + [SavedTensor(f"{name} cast input", element * width) for name in adapted]
+    return [SavedTensor(group, shared), *kept]

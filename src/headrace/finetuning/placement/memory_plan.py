@@ -1,0 +1,271 @@
+"""The bytes that one device holds at the peak of a training step, part by part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from math import ceil, prod
+
+from headrace.checkpoint.config import ModelConfig
+from headrace.checkpoint.expected_tensors import EMBEDDING, FINAL_NORM, HEAD, expected_tensors
+from headrace.checkpoint.sizes import quantized_weight_bytes
+from headrace.checkpoint.weight_formats import WEIGHT_FORMATS
+from headrace.finetuning.placement.activations import (
+    backward_bytes,
+    layer_bytes,
+    loss_bytes,
+    saved_bytes,
+)
+from headrace.finetuning.placement.parameter_counts import (
+    ParameterCounts,
+    adapter_parameters,
+    count_parameters,
+    projection_shapes,
+)
+from headrace.finetuning.placement.workload import (
+    ADAPTER_DTYPES,
+    BASE_FORMATS,
+    TrainingWorkload,
+)
+from headrace.link.errors import ConfigurationError
+
+CONTEXT_BYTES = 640 * 2**20
+"""The driver's context, loaded kernels and the libraries' workspaces, outside torch's allocator or
+taken by it before the first step."""
+
+COMMUNICATION_BYTES = 512 * 2**20
+"""Buffers of NCCL or RCCL for the communicators of one node."""
+
+FRAGMENTATION = 0.03
+"""Share of what comes and goes in a step that the allocator holds beyond it."""
+
+ZERO3_LIVE_PARAMETERS = 10**9
+"""DeepSpeed's ``stage3_max_live_parameters``: most parameters gathered at once."""
+
+
+class Placement(StrEnum):
+    """How a run is spread over devices."""
+
+    SINGLE = "single"
+    DDP = "ddp"
+    FSDP2 = "fsdp2"
+    ZERO3 = "zero3"
+
+    @property
+    def shards(self) -> bool:
+        """Each device holds a part of the weights and gathers a layer when it needs it."""
+        return self in (Placement.FSDP2, Placement.ZERO3)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPart:
+    """One kind of memory on one device.
+
+    Attributes:
+        name: What it is.
+        bytes: On one device.
+        how: The arithmetic, for people.
+        allocated: Taken through torch's allocator, so that ``max_memory_allocated`` counts it.
+    """
+
+    name: str
+    bytes: int
+    how: str
+    allocated: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What one of ``devices`` holds at the peak of a step.
+
+    Attributes:
+        parts: In the order in which they are listed.
+        peak: Where in the step the peak is, in words.
+    """
+
+    placement: Placement
+    devices: int
+    workload: TrainingWorkload
+    parameters: ParameterCounts
+    parts: tuple[MemoryPart, ...]
+    peak: str
+
+    @property
+    def total_bytes(self) -> int:
+        """All that one device must have."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def allocated_bytes(self) -> int:
+        """What ``torch.cuda.max_memory_allocated`` should say."""
+        return sum(part.bytes for part in self.parts if part.allocated)
+
+    def fits(self, device_bytes: int) -> bool:
+        """Whether a device with so much memory holds it."""
+        return self.total_bytes <= device_bytes
+
+
+def plan_memory(
+    config: ModelConfig, workload: TrainingWorkload, placement: Placement, devices: int
+) -> MemoryPlan:
+    """The memory that one device needs.
+
+    Args:
+        config: The base model.
+        workload: What one device computes in a step.
+        placement: How the run is spread.
+        devices: Over how many.
+
+    Raises:
+        ConfigurationError: a number of devices that the placement cannot use, or a target module
+            that matches nothing.
+    """
+    if devices < 1 or (placement is Placement.SINGLE and devices != 1):
+        raise ConfigurationError(f"placement {placement} cannot use {devices} devices")
+    shares = devices if placement.shards else 1
+    counts = count_parameters(config, workload.rank, workload.target_modules)
+    parts = [
+        _weights(config, workload, shares),
+        *_gathered(config, workload, placement, devices),
+        *_trained(config, workload, placement, shares),
+    ]
+    step, peak = _step(config, workload)
+    parts += step
+    workspace = _workspace(config, workload)
+    if workspace is not None:
+        parts.append(workspace)
+    coming_and_going = sum(part.bytes for part in step)
+    parts.append(
+        MemoryPart(
+            "fragmentation",
+            ceil(FRAGMENTATION * coming_and_going),
+            f"{FRAGMENTATION:.0%} of activations, loss and gradients of activations",
+            allocated=False,
+        )
+    )
+    parts.append(
+        MemoryPart("context", CONTEXT_BYTES, "driver, kernels, libraries", allocated=False)
+    )
+    if devices > 1:
+        parts.append(
+            MemoryPart(
+                "communication", COMMUNICATION_BYTES, "NCCL or RCCL buffers", allocated=False
+            )
+        )
+    return MemoryPlan(placement, devices, workload, counts, tuple(parts), peak)
+
+
+def _weights(config: ModelConfig, workload: TrainingWorkload, shares: int) -> MemoryPart:
+    format = WEIGHT_FORMATS[BASE_FORMATS[workload.base_precision]]
+    total = quantized_weight_bytes(config, format, "bfloat16")
+    how = f"projections {format.name} ({format.meaning}), the rest bf16"
+    if format.name == "bf16":
+        how = "2 bytes a parameter"
+    if shares > 1:
+        how += f", over {shares} devices"
+    return MemoryPart("frozen weights", ceil(total / shares), how)
+
+
+def _trained(
+    config: ModelConfig, workload: TrainingWorkload, placement: Placement, shares: int
+) -> list[MemoryPart]:
+    count = adapter_parameters(config, workload.rank, workload.target_modules)
+    width = ADAPTER_DTYPES[workload.adapter_dtype]
+    states = 2 if width == 4 else 3
+    over = f", over {shares} devices" if shares > 1 else ""
+    moments = "two float32 moments" + ("" if states == 2 else " and a float32 copy")
+    parts = [
+        MemoryPart("adapters", ceil(count * width / shares), f"{count:,} × {width} bytes{over}"),
+        MemoryPart("gradients", ceil(count * width / shares), f"{count:,} × {width} bytes{over}"),
+        MemoryPart(
+            "optimizer", ceil(count * 4 * states / shares), f"AdamW: {moments} of each{over}"
+        ),
+    ]
+    if placement is Placement.DDP:
+        parts.append(
+            MemoryPart("gradient buckets", count * width, "DDP reduces copies of the gradients")
+        )
+    return parts
+
+
+def _gathered(
+    config: ModelConfig, workload: TrainingWorkload, placement: Placement, devices: int
+) -> list[MemoryPart]:
+    """Weights that are whole on every device for the time of their use."""
+    if not placement.shards or devices == 1:
+        return []
+    format = WEIGHT_FORMATS[BASE_FORMATS[workload.base_precision]]
+    layer = sum(format.matrix_bytes(*shape) for shape in projection_shapes(config).values())
+    outside = sum(
+        2 * prod(shape)
+        for name, shape in expected_tensors(config).items()
+        if name in (EMBEDDING, HEAD, FINAL_NORM)
+    )
+    if placement is Placement.FSDP2:
+        return [
+            MemoryPart(
+                "gathered weights",
+                3 * layer + outside,
+                "a layer in use, the buffer of its gathering, the next one's; embedding and head",
+            )
+        ]
+    parameters = sum(prod(shape) for shape in expected_tensors(config).values())
+    live = min(parameters, ZERO3_LIVE_PARAMETERS)
+    per_parameter = layer / sum(prod(shape) for shape in projection_shapes(config).values())
+    largest = max(2 * config.vocab_size * config.hidden_size, ceil(live * per_parameter))
+    return [
+        MemoryPart(
+            "gathered weights",
+            largest + layer,
+            f"at most {ZERO3_LIVE_PARAMETERS:,} live parameters or the embedding, and a prefetch",
+        )
+    ]
+
+
+def _step(config: ModelConfig, workload: TrainingWorkload) -> tuple[list[MemoryPart], str]:
+    """What comes and goes, at the larger of two moments: the loss, and the last layer backward."""
+    tokens = workload.tokens
+    saved = saved_bytes(config, workload) * tokens
+    loss = loss_bytes(config, workload)
+    transient = backward_bytes(config, workload) * tokens
+    again = 0
+    if workload.gradient_checkpointing:
+        again = layer_bytes(config, workload) * tokens
+    kept = "inputs of layers" if workload.gradient_checkpointing else "saved for backward"
+    activations = MemoryPart(
+        "activations", saved, f"{tokens:,} tokens × {saved // tokens:,} bytes, {kept}"
+    )
+    if loss >= again + transient:
+        how = (
+            "one chunk's logits and the gradient of the hidden states"
+            if workload.fused.cross_entropy
+            else f"{tokens:,} tokens × {config.vocab_size:,} × 12 bytes: log-softmax, two gradients"
+        )
+        return [activations, MemoryPart("logits and loss", loss, how)], "at the loss"
+    parts = [activations]
+    if again:
+        parts.append(
+            MemoryPart("recomputed layer", again, f"{tokens:,} tokens × {again // tokens:,} bytes")
+        )
+    parts.append(
+        MemoryPart(
+            "gradients of activations",
+            transient,
+            f"{tokens:,} tokens × {transient // tokens:,} bytes, of the feed-forward block",
+        )
+    )
+    return parts, "in the last layer's backward pass"
+
+
+def _workspace(config: ModelConfig, workload: TrainingWorkload) -> MemoryPart | None:
+    """What a quantized base needs to be multiplied with."""
+    shapes = projection_shapes(config).values()
+    if workload.base_precision == "4bit":
+        largest = max(2 * prod(shape) for shape in shapes)
+        return MemoryPart("workspace", largest, "the largest matrix, unpacked to bf16 for its use")
+    if workload.base_precision == "fp8":
+        widest = max(max(shape) for shape in shapes)
+        return MemoryPart(
+            "workspace", workload.tokens * widest, "the widest input, rounded to fp8 for its use"
+        )
+    return None

@@ -1,0 +1,99 @@
+"""What one device computes in one training step: all that the memory plan depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from headrace.link.errors import ConfigurationError
+
+BASE_FORMATS = {"bf16": "bf16", "fp8": "fp8", "4bit": "nf4"}
+"""Precision of the frozen base to the name of its weight format."""
+
+ADAPTER_DTYPES = {"fp32": 4, "bf16": 2}
+"""dtype of the adapters to the bytes of an element."""
+
+
+@dataclass(frozen=True, slots=True)
+class FusedPieces:
+    """Which operations run fused, and so save less for the backward pass.
+
+    Attributes:
+        norm: RMSNorm keeps its input in the model's dtype and the inverse root of each row.
+        rotary: Queries and keys are rotated in place.
+        swiglu: Keeps gate and up only and computes ``silu(gate)`` again in the backward pass.
+        cross_entropy: Head and loss in chunks of rows; logits never exist for all tokens.
+        lora: Base and adapter in one pass: the input is kept once for all projections that read
+            it, a dropout mask is drawn again from its seed instead of kept.
+    """
+
+    norm: bool = True
+    rotary: bool = True
+    swiglu: bool = True
+    cross_entropy: bool = True
+    lora: bool = True
+
+    @classmethod
+    def none(cls) -> FusedPieces:
+        """Stock Transformers and PEFT."""
+        return cls(norm=False, rotary=False, swiglu=False, cross_entropy=False, lora=False)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingWorkload:
+    """One step of LoRA training on one device.
+
+    Attributes:
+        rows: Rows that one device computes at once (accumulation steps come one after another).
+        row_tokens: Tokens of a row, padding included.
+        rank: Of the adapters.
+        target_modules: Names of projections (``q_proj`` ...) or ``("all-linear",)``.
+        base_precision: A key of ``BASE_FORMATS``.
+        gradient_checkpointing: Only each layer's input is kept; the layer is computed again.
+        fused: What runs fused.
+        dropout: On the adapters' input.
+        adapter_dtype: A key of ``ADAPTER_DTYPES``; the optimizer's state is float32 in any case.
+        autocast: Adapters of ``fp32`` compute in bf16.
+        on_gpu: Dropout masks take one byte an element there, on a CPU as much as the element.
+    """
+
+    rows: int
+    row_tokens: int
+    rank: int = 8
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    base_precision: str = "bf16"
+    gradient_checkpointing: bool = False
+    fused: FusedPieces = field(default_factory=FusedPieces)
+    dropout: float = 0.0
+    adapter_dtype: str = "fp32"
+    autocast: bool = True
+    on_gpu: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            ConfigurationError: names the field, its value and the bound.
+        """
+        for name in ("rows", "row_tokens", "rank"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ConfigurationError(f"`{name}` must be at least 1, got {value}")
+        if self.base_precision not in BASE_FORMATS:
+            raise ConfigurationError(
+                f"`base_precision` must be one of {', '.join(BASE_FORMATS)}, "
+                f"got `{self.base_precision}`"
+            )
+        if self.adapter_dtype not in ADAPTER_DTYPES:
+            raise ConfigurationError(
+                f"`adapter_dtype` must be one of {', '.join(ADAPTER_DTYPES)}, "
+                f"got `{self.adapter_dtype}`"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ConfigurationError(f"`dropout` must be from 0 to below 1, got {self.dropout}")
+        if not self.target_modules:
+            raise ConfigurationError("`target_modules` must name at least one projection")
+
+    @property
+    def tokens(self) -> int:
+        """Of one device in one step."""
+        return self.rows * self.row_tokens
