@@ -39,7 +39,7 @@ _READERS = (
 )
 """Which projections read the same tensor."""
 
-_BF16, _FP32 = 2, 4
+_FP32 = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class SavedTensor:
 
 def layer_tensors(config: ModelConfig, workload: TrainingWorkload) -> tuple[SavedTensor, ...]:
     """What one decoder layer keeps; see the list above."""
-    fused = workload.fused
+    element = workload.element_bytes
     kept = [_norm("input norm", config.hidden_size, workload, first=True)]
     kept += _adapters(config, workload, *_READERS[0])
     if config.qk_norm:
@@ -68,19 +68,19 @@ def layer_tensors(config: ModelConfig, workload: TrainingWorkload) -> tuple[Save
             _norm("key norm", config.kv_size, workload, rows=config.num_kv_heads),
         ]
     kept += [
-        SavedTensor("queries", _BF16 * config.q_size),
-        SavedTensor("keys", _BF16 * config.kv_size),
-        SavedTensor("values", _BF16 * config.kv_size),
-        SavedTensor("attention output", _BF16 * config.q_size),
+        SavedTensor("queries", element * config.q_size),
+        SavedTensor("keys", element * config.kv_size),
+        SavedTensor("values", element * config.kv_size),
+        SavedTensor("attention output", element * config.q_size),
         SavedTensor("log-sum-exp of attention", _FP32 * config.num_heads),
     ]
     kept += _adapters(config, workload, *_READERS[1])
     kept.append(_norm("post-attention norm", config.hidden_size, workload))
     kept += _adapters(config, workload, *_READERS[2])
-    kept.append(SavedTensor("gate", _BF16 * config.intermediate_size))
-    if not fused.swiglu:
-        kept.append(SavedTensor("silu(gate)", _BF16 * config.intermediate_size))
-    kept.append(SavedTensor("up", _BF16 * config.intermediate_size))
+    kept.append(SavedTensor("gate", element * config.intermediate_size))
+    if not _fused(workload, "swiglu"):
+        kept.append(SavedTensor("silu(gate)", element * config.intermediate_size))
+    kept.append(SavedTensor("up", element * config.intermediate_size))
     kept += _adapters(config, workload, *_READERS[3])
     return tuple(kept)
 
@@ -95,21 +95,24 @@ def layer_bytes(config: ModelConfig, workload: TrainingWorkload, *, first: bool 
 
 
 def saved_bytes(config: ModelConfig, workload: TrainingWorkload) -> int:
-    """Bytes a token of all that is kept when the loss is about to be computed."""
-    tables = 2 * _BF16 * config.head_dim
-    final = _norm("final norm", config.hidden_size, workload).bytes
+    """Bytes of all that is kept when the loss is about to be computed, for all tokens together.
+
+    The rotary tables are those of one row: all rows have the same positions.
+    """
+    tables = 2 * workload.element_bytes * config.head_dim * workload.row_tokens
+    a_token = _norm("final norm", config.hidden_size, workload).bytes
     if workload.gradient_checkpointing:
-        inputs = _BF16 * config.hidden_size
-        return config.num_layers * inputs + final + tables
-    layers = layer_bytes(config, workload, first=True)
-    layers += (config.num_layers - 1) * layer_bytes(config, workload)
-    return layers + final + tables
+        a_token += config.num_layers * workload.element_bytes * config.hidden_size
+    else:
+        a_token += layer_bytes(config, workload, first=True)
+        a_token += (config.num_layers - 1) * layer_bytes(config, workload)
+    return a_token * workload.tokens + tables
 
 
 def loss_bytes(config: ModelConfig, workload: TrainingWorkload) -> int:
     """Bytes of all that head and loss hold at their peak, for all tokens together."""
     if workload.fused.cross_entropy:
-        gradient = _BF16 * config.hidden_size * workload.tokens
+        gradient = workload.element_bytes * config.hidden_size * workload.tokens
         return gradient + _FP32 * config.vocab_size * loss_chunk_rows(config, workload.tokens)
     return 3 * _FP32 * config.vocab_size * workload.tokens
 
@@ -132,16 +135,21 @@ def backward_bytes(config: ModelConfig, workload: TrainingWorkload) -> int:
     overwrite what was saved), or the float32 intermediates of an unfused norm, beside the gradients
     of the residual stream and of the branch.
     """
-    inner, hidden = config.intermediate_size, config.hidden_size
-    feed_forward = (1 if workload.fused.swiglu else 3) * _BF16 * inner
-    norm = (_BF16 if workload.fused.norm else 4 * _FP32) * hidden
-    return max(feed_forward, norm) + 2 * _BF16 * hidden
+    inner, hidden, element = config.intermediate_size, config.hidden_size, workload.element_bytes
+    feed_forward = (1 if _fused(workload, "swiglu") else 3) * element * inner
+    norm = (element if _fused(workload, "rms_norm") else 4 * _FP32) * hidden
+    return max(feed_forward, norm) + 2 * element * hidden
+
+
+def _fused(workload: TrainingWorkload, piece: str) -> bool:
+    """Whether a piece of a layer runs fused, by itself or with the whole layer."""
+    return workload.fused.decoder_layer or bool(getattr(workload.fused, piece))
 
 
 def _norm(
     name: str, width: int, workload: TrainingWorkload, *, rows: int = 1, first: bool = False
 ) -> SavedTensor:
-    element = _BF16 if workload.fused.norm else _FP32
+    element = workload.element_bytes if _fused(workload, "rms_norm") else _FP32
     return SavedTensor(name, element * width + _FP32 * rows, needs_input_gradient=first)
 
 
@@ -154,22 +162,20 @@ def _adapters(
     if not adapted:
         return []
     width = shapes[adapted[0]][1]
-    plain_fp32 = workload.adapter_dtype == "fp32" and not workload.autocast
-    element = _FP32 if plain_fp32 and not workload.fused.lora else _BF16
-    # Attention keeps its own output already.
-    shared = 0 if group == "attention output" else element * width
+    fused = _fused(workload, "lora_linear")
+    casts = workload.adapter_dtype == "fp32" and workload.element_bytes < _FP32 and not fused
+    element = _FP32 if casts and not workload.autocast else workload.element_bytes
     kept = [SavedTensor(f"{name} x @ A", element * workload.rank) for name in adapted]
-    if workload.fused.lora:
-        return [SavedTensor(group, shared), *kept]
-    if workload.dropout > 0:
-        cast = _FP32 if workload.adapter_dtype == "fp32" else _BF16
-        mask = (1 if workload.on_gpu else cast) * width
+    if workload.dropout > 0 and not fused:
+        mask = (1 if workload.on_gpu else _FP32 if casts else element) * width
         masked = group == "attention input"
         for name in adapted:
             kept.append(SavedTensor(f"{name} dropout mask", mask, needs_input_gradient=masked))
             kept.append(SavedTensor(f"{name} dropped input", element * width))
-        return kept
-    if workload.adapter_dtype == "fp32":
+    elif casts:
         # Each adapter casts the input for itself.
-        return kept + [SavedTensor(f"{name} cast input", element * width) for name in adapted]
-    return [SavedTensor(group, shared), *kept]
+        kept += [SavedTensor(f"{name} cast input", element * width) for name in adapted]
+    elif group != "attention output":
+        # Attention keeps its own output already.
+        kept.append(SavedTensor(group, element * width))
+    return kept

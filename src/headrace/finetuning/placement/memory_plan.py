@@ -181,6 +181,8 @@ def _trained(
             "optimizer", ceil(count * 4 * states / shares), f"AdamW: {moments} of each{over}"
         ),
     ]
+    if width == 4 and workload.autocast:
+        parts.append(MemoryPart("adapter casts", count * 2, "autocast keeps a bf16 copy of each"))
     if placement is Placement.DDP:
         parts.append(
             MemoryPart("gradient buckets", count * width, "DDP reduces copies of the gradients")
@@ -225,7 +227,7 @@ def _gathered(
 def _step(config: ModelConfig, workload: TrainingWorkload) -> tuple[list[MemoryPart], str]:
     """What comes and goes, at the larger of two moments: the loss, and the last layer backward."""
     tokens = workload.tokens
-    saved = saved_bytes(config, workload) * tokens
+    saved = saved_bytes(config, workload)
     loss = loss_bytes(config, workload)
     transient = backward_bytes(config, workload) * tokens
     again = 0

@@ -4,38 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from headrace.finetuning.fused.pieces import FusedPieces
 from headrace.link.errors import ConfigurationError
 
-BASE_FORMATS = {"bf16": "bf16", "fp8": "fp8", "4bit": "nf4"}
+BASE_FORMATS = {"bf16": "bf16", "fp32": "fp32", "fp8": "fp8", "4bit": "nf4"}
 """Precision of the frozen base to the name of its weight format."""
 
 ADAPTER_DTYPES = {"fp32": 4, "bf16": 2}
 """dtype of the adapters to the bytes of an element."""
 
 
-@dataclass(frozen=True, slots=True)
-class FusedPieces:
-    """Which operations run fused, and so save less for the backward pass.
-
-    Attributes:
-        norm: RMSNorm keeps its input in the model's dtype and the inverse root of each row.
-        rotary: Queries and keys are rotated in place.
-        swiglu: Keeps gate and up only and computes ``silu(gate)`` again in the backward pass.
-        cross_entropy: Head and loss in chunks of rows; logits never exist for all tokens.
-        lora: Base and adapter in one pass: the input is kept once for all projections that read
-            it, a dropout mask is drawn again from its seed instead of kept.
-    """
-
-    norm: bool = True
-    rotary: bool = True
-    swiglu: bool = True
-    cross_entropy: bool = True
-    lora: bool = True
-
-    @classmethod
-    def none(cls) -> FusedPieces:
-        """Stock Transformers and PEFT."""
-        return cls(norm=False, rotary=False, swiglu=False, cross_entropy=False, lora=False)
+UNFUSED = FusedPieces(
+    decoder_layer=False,
+    merged_projections=False,
+    lora_linear=False,
+    rms_norm=False,
+    rotary=False,
+    swiglu=False,
+    cross_entropy=False,
+)
+"""Stock Transformers and PEFT."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +40,7 @@ class TrainingWorkload:
         fused: What runs fused.
         dropout: On the adapters' input.
         adapter_dtype: A key of ``ADAPTER_DTYPES``; the optimizer's state is float32 in any case.
-        autocast: Adapters of ``fp32`` compute in bf16.
+        autocast: Adapters of ``fp32`` over a base in bf16 compute in bf16.
         on_gpu: Dropout masks take one byte an element there, on a CPU as much as the element.
     """
 
@@ -92,6 +80,11 @@ class TrainingWorkload:
             raise ConfigurationError(f"`dropout` must be from 0 to below 1, got {self.dropout}")
         if not self.target_modules:
             raise ConfigurationError("`target_modules` must name at least one projection")
+
+    @property
+    def element_bytes(self) -> int:
+        """Of one element of an activation, of the embedding and of a norm."""
+        return 4 if self.base_precision == "fp32" else 2
 
     @property
     def tokens(self) -> int:
