@@ -73,6 +73,18 @@ void run_model(Format format, Type type) {
     Heap<Element> attended(kTokens * kHeads * kDim), gate_up(kTokens * 2 * width);
     Heap<Element> activated(kTokens * width), final_rows(kSampled * hidden);
     Heap<Element> keys(kBlocks * kKvHeads * kBlockSize * kDim), values(keys.size);
+    // Ranks 3, 0 and 9 of one adapter, 0, 5 and 0 of another.
+    constexpr int64_t kQuery = kHeads * kDim, kValue = kKvHeads * kDim;
+    const int64_t columns[] = {0, kQuery, kQuery + kValue, kQkv};
+    const int64_t pieces[] = {0,  3, 0,          3,  0, 0,
+                              3,  9, 3 * kQuery, 12, 0, 0,
+                              12, 5, 3 * kQuery + 9 * kValue, 17, 0, 0};
+    const float scales[] = {0.5f, 0.0f, 2.0f, 0.0f, 1.0f, 0.0f};
+    Heap<Element> low(17 * hidden), high(3 * kQuery + 14 * kValue);
+    Heap<int32_t> adapters(kTokens);
+    for (int64_t t = 0; t < kTokens; ++t) {
+        adapters.get()[t] = t < 20 ? 1 : static_cast<int32_t>(t % 3) - 1;
+    }
     const Heads heads{kHeads, kKvHeads, kDim};
     const Cache cache{keys.get(), values.get(), type, kBlocks, kBlockSize};
 
@@ -86,6 +98,8 @@ void run_model(Format format, Type type) {
                 "norm");
     program.add(LinearCall{Rows::tokens, normed.get(), type, qkv_weight.matrix, bias.get(),
                            qkv.get(), type, nullptr});
+    program.add(LowRank{normed.get(), type, hidden, low.get(), high.get(), pieces, scales, columns,
+                        2, 3, 12, adapters.get(), qkv.get(), type, nullptr});
     program.add(Rotary{qkv.get(), type, cos_sin.get(), 32, head_norm.get(), head_norm.get(), 1e-5f,
                        heads, cache, positions.get(), slots.get()});
     program.add(Attention{qkv.get(), type, 0.2f, 20, heads, cache, starts.get(), lengths.get(),

@@ -75,6 +75,13 @@ inline int32_t* integers(const char* name, const Array& array,
     return static_cast<int32_t*>(array.data());
 }
 
+inline int64_t* wide_integers(const char* name, const Array& array,
+                              std::initializer_list<int64_t> sizes) {
+    if (!has_type(array, nb::dlpack::dtype_code::Int, 64)) refuse(name, "is not int64");
+    check_shape(name, array, sizes);
+    return static_cast<int64_t*>(array.data());
+}
+
 inline uint8_t* bytes(const char* name, const Array& array, int64_t size) {
     if (!has_type(array, nb::dlpack::dtype_code::UInt, 8)) refuse(name, "is not uint8");
     check_shape(name, array, {size});

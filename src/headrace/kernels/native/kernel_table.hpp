@@ -150,6 +150,25 @@ struct Activation {
     int64_t width;
 };
 
+// Another low-rank update for each token; the arrays are those of low_rank/stack.py.
+struct LowRank {
+    const void* x;
+    Type type;  // of x, down and up
+    int64_t k;
+    const void* down;
+    const void* up;
+    const int64_t* pieces;
+    const float* scales;
+    const int64_t* columns;
+    int64_t adapters;
+    int64_t projections;
+    int64_t most_rows;
+    const int32_t* adapter_of_token;  // -1: none
+    void* out;
+    Type out_type;
+    float* narrow;  // scratch [tokens][most_rows]
+};
+
 struct Greedy {
     const float* logits;
     int64_t rows;
@@ -167,6 +186,7 @@ struct KernelTable {
     void (*rotary)(const Rotary&, const Step&, Worker&);
     void (*attention)(const Attention&, const Step&, Worker&);
     void (*activation)(const Activation&, const Step&, Worker&);
+    void (*low_rank)(const LowRank&, const Step&, Worker&);
     void (*greedy)(const Greedy&, Worker&);
 };
 

@@ -4,6 +4,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+
 #include "buffers.hpp"
 #include "program.hpp"
 #include "table.hpp"
@@ -215,6 +217,36 @@ class PyProgram {
         token_rows({gate_up, out});
     }
 
+    void low_rank(Array x, Array down, Array up, Array pieces, Array scales, Array columns,
+                  Array adapter_of_token, Array out) {
+        LowRank call{};
+        call.type = float_type("x", x);
+        check_same_type("down", float_type("down", down), call.type);
+        check_same_type("up", float_type("up", up), call.type);
+        check_shape("down", down, {kAny, kAny});
+        check_shape("up", up, {kAny});
+        call.k = static_cast<int64_t>(down.shape(1));
+        check_shape("x", x, {kAny, call.k});
+        call.pieces = wide_integers("pieces", pieces, {kAny, kAny, 3});
+        call.adapters = static_cast<int64_t>(pieces.shape(0));
+        call.projections = static_cast<int64_t>(pieces.shape(1));
+        if (call.projections < 1) refuse("pieces", "has no projections");
+        call.scales = floats("scales", scales, {call.adapters, call.projections});
+        call.columns = wide_integers("columns", columns, {call.projections + 1});
+        call.adapter_of_token = integers("adapter_of_token", adapter_of_token, {kAny});
+        check_shape("out", out, {kAny, call.columns[call.projections]});
+        call.out_type = float_type("out", out);
+        call.x = x.data();
+        call.down = down.data();
+        call.up = up.data();
+        call.out = out.data();
+        call.most_rows = check_pieces(call, static_cast<int64_t>(down.shape(0)),
+                                      static_cast<int64_t>(up.shape(0)));
+        program_.add(call);
+        token_rows({x, adapter_of_token, out});
+        keep({down, up, pieces, scales, columns});
+    }
+
     int64_t scratch_bytes() const { return program_.scratch_bytes(); }
 
     void set_scratch(Array scratch) {
@@ -231,6 +263,26 @@ class PyProgram {
     std::vector<std::pair<std::string, double>> profile() const { return program_.profile(); }
 
   private:
+    // Every piece lies inside `down` and `up`; an adapter's rows are consecutive. The most of them.
+    static int64_t check_pieces(const LowRank& call, int64_t rows, int64_t elements) {
+        int64_t most = 0;
+        for (int64_t a = 0; a < call.adapters; ++a) {
+            const int64_t* own = call.pieces + a * call.projections * 3;
+            int64_t row = own[0];
+            for (int64_t p = 0; p < call.projections; ++p) {
+                const int64_t* piece = own + p * 3;
+                const int64_t width = call.columns[p + 1] - call.columns[p];
+                if (piece[0] != row || piece[0] < 0 || piece[1] < 0 || piece[2] < 0 || width < 0 ||
+                    piece[1] > rows - row || piece[1] * width > elements - piece[2]) {
+                    refuse("pieces", "name rows or elements that do not exist, or with gaps");
+                }
+                row += piece[1];
+            }
+            most = std::max(most, row - own[0]);
+        }
+        return most;
+    }
+
     static Heads heads(int64_t num_heads, const PyCache& cache) {
         if (num_heads < 1 || num_heads % cache.kv_heads != 0) {
             throw std::invalid_argument("the number of heads must be a multiple of " +
@@ -338,6 +390,9 @@ NB_MODULE(_native, module) {
              "context_lengths"_a.noconvert(), "rows"_a.noconvert(), "block_tables"_a.noconvert(),
              "out"_a.noconvert())
         .def("activation", &PyProgram::activation, "gate_up"_a.noconvert(), "out"_a.noconvert())
+        .def("low_rank", &PyProgram::low_rank, "x"_a.noconvert(), "down"_a.noconvert(),
+             "up"_a.noconvert(), "pieces"_a.noconvert(), "scales"_a.noconvert(),
+             "columns"_a.noconvert(), "adapter_of_token"_a.noconvert(), "out"_a.noconvert())
         .def_prop_ro("scratch_bytes", &PyProgram::scratch_bytes)
         .def("set_scratch", &PyProgram::set_scratch, "scratch"_a.noconvert())
         .def("run", &PyProgram::run, "pool"_a, "tokens"_a, "sequences"_a, "sampled"_a,

@@ -67,7 +67,7 @@ void Program::limit_sampled(int64_t rows) {
 }
 
 int64_t Program::scratch_bytes() const {
-    int64_t most = 0;
+    int64_t most = capacity_.tokens * most_narrow_rows_ * int64_t{sizeof(float)};
     for (const LinearCall& call : linears_) {
         const int64_t rows = row_count(call.rows, capacity_) + kMostPackedRows;
         most = std::max(most, rows * packed_row_bytes(call.weight.format, call.weight.k));
@@ -155,6 +155,22 @@ void Program::add(const Attention& call) {
 void Program::add(const Activation& call) {
     add_operation("activation", [this, call](const Step& step, Worker& worker) {
         kernels_.activation(call, step, worker);
+    });
+}
+
+void Program::add(const LowRank& call) {
+    most_narrow_rows_ = std::max(most_narrow_rows_, call.most_rows);
+    add_check("adapters " + address(call.adapter_of_token) + " " + std::to_string(call.adapters),
+              [call](const Step& step) {
+                  for (int64_t t = 0; t < step.tokens; ++t) {
+                      const int32_t adapter = call.adapter_of_token[t];
+                      if (adapter != -1) check_range("adapter_of_token", t, adapter, call.adapters);
+                  }
+              });
+    add_operation("low rank", [this, call](const Step& step, Worker& worker) {
+        LowRank placed = call;
+        placed.narrow = reinterpret_cast<float*>(scratch_);
+        kernels_.low_rank(placed, step, worker);
     });
 }
 

@@ -26,8 +26,9 @@ class Program {
     void add(const Rotary& call);
     void add(const Attention& call);
     void add(const Activation& call);
+    void add(const LowRank& call);
 
-    // Bytes that linear calls need beside their operands.
+    // Bytes that linear and low-rank calls need beside their operands.
     int64_t scratch_bytes() const;
     void set_scratch(uint8_t* scratch, int64_t bytes);
 
@@ -55,6 +56,7 @@ class Program {
     std::map<std::string, Check> checks_;
     uint8_t* scratch_ = nullptr;
     std::vector<LinearCall> linears_;
+    int64_t most_narrow_rows_ = 0;
     int64_t given_scratch_ = 0;
     bool profiling_ = false;
     std::vector<double> seconds_;

@@ -9,12 +9,13 @@ void linear(const LinearCall&, const Step&, Worker&);
 void rotary(const Rotary&, const Step&, Worker&);
 void attention(const Attention&, const Step&, Worker&);
 void activation(const Activation&, const Step&, Worker&);
+void low_rank(const LowRank&, const Step&, Worker&);
 void greedy(const Greedy&, Worker&);
 
 #define HEADRACE_STRING_(x) #x
 #define HEADRACE_STRING(x) HEADRACE_STRING_(x)
 
-const KernelTable kernels = {HEADRACE_STRING(HEADRACE_ISA), embed,     norm,       linear,
-                             rotary,                        attention, activation, greedy};
+const KernelTable kernels = {HEADRACE_STRING(HEADRACE_ISA), embed, norm, linear, rotary, attention,
+                             activation, low_rank, greedy};
 
 }  // namespace headrace::HEADRACE_ISA

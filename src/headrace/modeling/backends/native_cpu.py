@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from headrace.kernels import native
+from headrace.kernels.low_rank.stack import LowRankStack
 from headrace.kernels.native import layouts
 from headrace.kernels.native.memory import gather_into_huge_pages, huge_page_zeros
 from headrace.link.errors import ConfigurationError
@@ -196,6 +197,24 @@ class NativeOperations:
         sampled = x.data_ptr() in self._sampled_buffers
         self._call(
             lambda program: program.linear(x, weight.handle, weight.bias, out, sampled),
+            tokens=len(x),
+        )
+
+    def add_low_rank(
+        self, x: torch.Tensor, stack: LowRankStack, step: StepInputs, out: torch.Tensor
+    ) -> None:
+        """out[t] += scale * up @ (down @ x[t]) of each token's adapter."""
+        self._call(
+            lambda program: program.low_rank(
+                x,
+                stack.down,
+                stack.up,
+                stack.pieces,
+                stack.scales,
+                stack.columns,
+                step.adapter_of_token,
+                out,
+            ),
             tokens=len(x),
         )
 
