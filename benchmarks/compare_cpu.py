@@ -25,15 +25,8 @@ from pathlib import Path
 
 import msgspec
 
-from headrace.benchmark.record import (
-    Record,
-    Row,
-    command_line,
-    commit_of,
-    median_row,
-    processor,
-    versions_of,
-)
+from headrace.benchmark.provenance import command_line, commit_of, processor, versions_of
+from headrace.benchmark.record import Record, Row, median_row
 
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"

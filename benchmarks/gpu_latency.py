@@ -21,7 +21,8 @@ from pathlib import Path
 
 import torch
 
-from headrace.benchmark.record import Record, Row, command_line, commit_of, median_row, versions_of
+from headrace.benchmark.provenance import command_line, commit_of, versions_of
+from headrace.benchmark.record import Record, Row, median_row
 from headrace.checkpoint.config import ModelConfig
 from headrace.link.sampling import SamplingParams
 from headrace.modeling.backends.triton_gpu import TritonBackend
@@ -169,6 +170,8 @@ def main() -> int:
             num_blocks=max(batch * -(-length // block_size) for batch, length in lengths),
         ),
     )
+    runner.warm_up()
+    runner.capture_graphs()
     torch.cuda.synchronize()
     ready = time.perf_counter()
     print(f"weights {loaded - started:.1f} s, tuning and graphs {ready - loaded:.1f} s", flush=True)

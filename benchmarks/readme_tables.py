@@ -11,9 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
-from headrace.benchmark.record import Record, Row
+from headrace.benchmark.record import Row, load_record
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "records"
@@ -25,7 +23,7 @@ def load(name: str) -> list[Row]:
     path = RECORDS / f"{name}.json"
     if not path.exists():
         return []
-    return msgspec.json.decode(path.read_bytes(), type=Record).rows
+    return load_record(path).rows
 
 
 def value(rows: list[Row], metric: str, **facts: object) -> float | None:

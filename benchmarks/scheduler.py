@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import random
 import time
 from array import array
@@ -28,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, quantiles
 
-from headrace.benchmark.record import command_line, commit_of, processor, versions_of
+from headrace.benchmark.provenance import processor, versions_of
+from headrace.benchmark.record import Row, median_row, own_record
 from headrace.scheduling import Request, Scheduler, SchedulerLimits, StepPlan
 
 VOCABULARY = 49_152
@@ -191,28 +191,17 @@ def percentile(samples: list[float], percent: int) -> float:
     return quantiles(samples, n=100)[percent - 1]
 
 
-def rows_of(scene: Scene, runs: list[Run]) -> list[dict[str, object]]:
+def rows_of(scene: Scene, runs: list[Run]) -> list[Row]:
     """Record rows of one scene: every sample once, then one p99 a repetition."""
+    conditions = {"scene": scene.name, "waiting": scene.waiting}
 
-    def row(metric: str, value: float, samples: list[float]) -> dict[str, object]:
-        return {
-            "metric": metric,
-            "scene": scene.name,
-            "batch": scene.running,
-            "waiting": scene.waiting,
-            "context": None,
-            "weights": None,
-            "kv": None,
-            "value": round(value, 5),
-            "unit": "ms",
-            "samples": [round(sample, 5) for sample in samples],
-        }
+    def row(metric: str, samples: list[float]) -> Row:
+        rounded = [round(sample, 5) for sample in samples]
+        return median_row(metric, rounded, "ms", batch=scene.running, conditions=conditions)
 
-    every = [sample for one in runs for sample in one.steps]
-    worst = [percentile(one.steps, 99) for one in runs]
     return [
-        row("scheduler_step_ms", median(every), every),
-        row("scheduler_step_p99_ms", median(worst), worst),
+        row("scheduler_step_ms", [sample for one in runs for sample in one.steps]),
+        row("scheduler_step_p99_ms", [percentile(one.steps, 99) for one in runs]),
     ]
 
 
@@ -229,7 +218,7 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="write a JSON record here")
     options = parser.parse_args()
 
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     print("scene      step p50   p90    p99    max ms | plan p50  complete p50 | load")
     for scene in SCENES:
         if options.scene and scene.name not in options.scene:
@@ -255,18 +244,7 @@ def main() -> None:
             )
         rows += rows_of(scene, runs)
     if options.record:
-        record = {
-            "schema": 1,
-            "device": processor(),
-            "driver": None,
-            "versions": versions_of(),
-            "commit": commit_of(Path(__file__).parent),
-            "command": command_line(),
-            "seed": options.seed,
-            "system": "headrace",
-            "rows": rows,
-        }
-        options.record.write_text(json.dumps(record) + "\n")
+        own_record(processor(), rows, versions_of(), seed=options.seed).write(options.record)
         print(f"wrote {options.record}")
 
 

@@ -24,7 +24,8 @@ from typing import Any, cast
 import psutil
 import uvloop
 
-from headrace.benchmark.record import command_line, commit_of, versions_of
+from headrace.benchmark.provenance import processor, versions_of
+from headrace.benchmark.record import Row, median_row, own_record
 
 _PROMPT = "The quick brown fox jumps over the lazy dog. " * 13
 _NEW_TOKENS = 128
@@ -216,20 +217,12 @@ def measure(arguments: argparse.Namespace, route: str, events_per_second: float)
     }
 
 
-def rows(result: dict[str, Any], clients: int) -> list[dict[str, Any]]:
+def rows(result: dict[str, Any], clients: int) -> list[Row]:
     """The result as rows of a record."""
-    common = {
-        "batch": clients,
-        "route": result["route"],
-        "offered_events_per_s": result["offered"],
-        "context": None,
-        "weights": None,
-        "kv": None,
-    }
+    conditions = {"route": result["route"], "offered_events_per_s": result["offered"]}
 
-    def row(metric: str, value: float, unit: str) -> dict[str, Any]:
-        rounded = round(value, 3)
-        return {**common, "metric": metric, "value": rounded, "unit": unit, "samples": [rounded]}
+    def row(metric: str, value: float, unit: str) -> Row:
+        return median_row(metric, [round(value, 3)], unit, batch=clients, conditions=conditions)
 
     return [
         row("events_per_s", result["events_per_s"], "1/s"),
@@ -239,21 +232,6 @@ def rows(result: dict[str, Any], clients: int) -> list[dict[str, Any]]:
     ]
 
 
-def record(arguments: argparse.Namespace, results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The run in the form of ``benchmarks/records``."""
-    names = ("uvicorn", "uvloop", "httptools", "fastapi", "starlette", "msgspec", "pyzmq")
-    return {
-        "device": arguments.device,
-        "driver": None,
-        "versions": versions_of(*names),
-        "commit": commit_of(_HERE),
-        "command": command_line(),
-        "seed": 0,
-        "system": "headrace",
-        "rows": [row for result in results for row in rows(result, arguments.clients)],
-    }
-
-
 def main() -> None:
     """Run from a command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -261,7 +239,6 @@ def main() -> None:
     parser.add_argument("--offered", type=float, nargs="+", default=[8000, 12000, 16000, 20000])
     parser.add_argument("--routes", nargs="+", choices=_ROUTES, default=["generate_stream"])
     parser.add_argument("--seconds", type=float, default=8.0)
-    parser.add_argument("--device", default="cpu-zen4")
     parser.add_argument("--record", type=Path)
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--serve", type=float, help=argparse.SUPPRESS)
@@ -285,8 +262,9 @@ def main() -> None:
                 flush=True,
             )
     if arguments.record is not None:
-        arguments.record.parent.mkdir(parents=True, exist_ok=True)
-        arguments.record.write_text(json.dumps(record(arguments, results), indent=1) + "\n")
+        names = ("uvicorn", "uvloop", "httptools", "fastapi", "starlette", "msgspec", "pyzmq")
+        every = [row for result in results for row in rows(result, arguments.clients)]
+        own_record(processor(), every, versions_of(*names), seed=0).write(arguments.record)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Each kernel against its floor on the device at hand."""

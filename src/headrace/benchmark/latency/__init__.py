@@ -1,0 +1,1 @@
+"""The engine alone: timed generations of whole batches."""

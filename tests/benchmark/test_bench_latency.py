@@ -1,0 +1,119 @@
+"""``headrace bench latency``: what it times, what it writes, what it refuses."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from headrace.benchmark.latency.cases import Case, grid, named_cases
+from headrace.benchmark.latency.generation import prefill_steps
+from headrace.benchmark.record import load_record
+from headrace.cli.main import main
+from headrace.link.errors import ConfigurationError
+
+
+def bench(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        main(["bench", "latency", *arguments])
+    return int(end.value.code or 0)
+
+
+def test_the_defaults_are_those_of_the_published_comparison() -> None:
+    from headrace.cli.benchmarks.latency import command
+
+    defaults = {parameter.name: parameter.default for parameter in command.params}
+    assert defaults["contexts"] == (2048,)
+    assert defaults["decode_lengths"] == (128,)
+    assert defaults["batches"] == (1, 2, 4, 8, 16, 32, 64)
+    assert (defaults["warmups"], defaults["runs"]) == (2, 10)
+
+
+def test_grid_times_what_does_not_depend_on_the_decode_length_once() -> None:
+    cases = grid([1, 8], [128], [16, 64])
+    assert [(case.batch, case.decode_length, case.prefill) for case in cases] == [
+        (1, 16, True),
+        (1, 64, False),
+        (8, 16, True),
+        (8, 64, False),
+    ]
+    assert cases[0].length == 128 + 136
+    assert Case(1, 128, decode_length=512).length == 128 + 513
+
+
+def test_named_cases() -> None:
+    assert named_cases("1x128,32x2048", "8x1024") == [
+        Case(8, 1024, prefill=True),
+        Case(1, 128, decode=True),
+        Case(32, 2048, decode=True),
+    ]
+    for wrong in ("8", "0x8", "8x0", "axb"):
+        with pytest.raises(ConfigurationError, match="--decode"):
+            named_cases(wrong, "")
+
+
+@pytest.mark.parametrize(("batch", "context", "budget"), [(3, 5, 4), (2, 8, 16), (1, 9, 4)])
+def test_prefill_steps_cover_each_prompt_in_order_within_the_budget(batch, context, budget):
+    prompts = np.arange(batch * context, dtype=np.int32).reshape(batch, context)
+    steps = prefill_steps(prompts, budget)
+    sizes = [sum(len(entry.token_ids) for entry in step) for step in steps]
+    assert len(steps) == -(-batch * context // budget)
+    assert max(sizes) <= budget
+    for row in range(batch):
+        entries = [entry for step in steps for entry in step if entry.row == row]
+        assert np.concatenate([entry.token_ids for entry in entries]).tolist() == (
+            prompts[row].tolist()
+        )
+        assert [entry.samples for entry in entries] == [False] * (len(entries) - 1) + [True]
+
+
+def test_a_run_is_shown_and_recorded_with_every_sample(tmp_path: Path, capsys, monkeypatch) -> None:
+    arguments = ["smollm2-135m", "--random-weights", "--batches", "1,2", "--sequence-length", "20"]
+    arguments += ["--decode-length", "4", "--warmups", "0", "--runs", "1", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", ["headrace", "bench", "latency", *arguments])
+    assert bench(*arguments, "--out", str(tmp_path)) == 0
+    shown = capsys.readouterr().out
+    (path,) = tmp_path.iterdir()
+    assert path.stem.endswith("-latency-smollm2-135m")
+    assert str(path) in shown.replace("\n", "")
+    record = load_record(path)
+    assert record.command == " ".join(["headrace bench latency", *arguments])
+    assert (record.system, record.model, record.seed) == ("headrace", "smollm2-135m", 0)
+    assert record.system_version
+    metrics = ("prefill_ms", "decode_step_ms", "decode_total_ms")
+    for metric in metrics:
+        rows = {row.batch: row for row in record.rows if row.metric == metric}
+        assert set(rows) == {1, 2}
+        assert all(len(row.samples) == 1 and row.value > 0 for row in rows.values())
+        assert all(row.context == 20 and row.kv == "bf16" for row in rows.values())
+    total = next(row for row in record.rows if row.metric == "decode_total_ms")
+    assert total.new_tokens == 4
+    assert record.rows[-1].metric == "peak_memory_gib"
+    for word in ("average", "lowest", "highest", "p50", "p90", "p99", "tokens/s", *metrics):
+        assert word in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--sequence-length", "8100"), "make 8236; the model has 8192 positions"),
+        (("--sequence-length", "8", "--decode-length", "9000"), "9001 new ones"),
+        (("no/such/model/anywhere",), "no such file or directory"),
+        (("llama3-8b",), "add --random-weights"),
+        (("llama3-405b", "--random-weights"), "GiB are left on cpu"),
+        (("--decode", "8*128"), "got `8*128`"),
+        (("--batches", "1,x"), "'1,x' is not a list of positive integers"),
+        (("--batches", "1", "--tuning", "library"), "--tuning library needs the Triton backend"),
+        (("--batches", "1", "--device", "tpu"), "--device must be one of"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_input_is_one_line_status_2_and_no_record(tmp_path, capsys, arguments, says) -> None:
+    assert bench(*arguments, "--out", str(tmp_path / "r.json")) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("headrace: ")
+    assert says in error
+    assert "\n" not in error
+    assert not list(tmp_path.iterdir())
