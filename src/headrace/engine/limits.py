@@ -13,6 +13,9 @@ GIB = 1024**3
 CPU_CACHE_BYTES = 2 * GIB
 """Most that the KV cache takes on a CPU unless asked for more: memory there is shared."""
 
+GPU_RESERVE_BYTES = GIB
+"""Left beside the KV cache on a GPU for captured graphs and for holes in torch's allocations."""
+
 _CPU_TOKEN_BUDGET = 512
 _GPU_TOKEN_BUDGET = 8192
 _CPU_BATCH_SIZE = 128
