@@ -16,10 +16,11 @@ from headrace.scheduling.scheduler import Scheduler
 
 BLOCK = 4
 EOS = 99
+ADAPTERS = ("lawyer", "poet")
 
 
 class RememberingRunner:
-    """Its cache holds the token ids themselves; the next token is a function of all before it."""
+    """Its cache holds the token ids, shifted by adapter; the next token is a function of them."""
 
     vocab_size = 100
 
@@ -30,9 +31,11 @@ class RememberingRunner:
         self.poisoned: int | None = None
         self.prompts: dict[int, list[int]] = {}
         self.largest_step = 0
+        self.adapters: dict[int, int] = {}
 
-    def set_row(self, row, sampling, prompt, eos_token_ids, output) -> None:
+    def set_row(self, row, sampling, prompt, eos_token_ids, output, adapter) -> None:
         assert row not in self.tables
+        self.adapters[row] = adapter
         self.tables[row] = {}
         if sampling.decoder_input_details:
             self.prompts[row] = list(prompt)
@@ -54,7 +57,7 @@ class RememberingRunner:
             tokens = [self.last[entry.row]] if entry.token_ids is None else list(entry.token_ids)
             for position, token in enumerate(tokens, entry.start):
                 block = self.tables[entry.row][position // BLOCK]
-                self.cache[block, position % BLOCK] = token
+                self.cache[block, position % BLOCK] = token + shift(self.adapters[entry.row])
             if entry.row in self.prompts:
                 targets = self.prompts[entry.row][entry.start + 1 :][: len(tokens)]
                 if targets:
@@ -79,14 +82,18 @@ class RememberingStep:
         return self._result
 
 
+def shift(adapter: int) -> int:
+    return 3 * (adapter + 1)
+
+
 def next_token(context: list[int]) -> int:
     return sum((i + 1) * token for i, token in enumerate(context)) % EOS
 
 
-def expected(prompt: list[int], count: int) -> list[int]:
+def expected(prompt: list[int], count: int, adapter: int = -1) -> list[int]:
     tokens = list(prompt)
     for _ in range(count):
-        tokens.append(next_token(tokens))
+        tokens.append(next_token([token + shift(adapter) for token in tokens]))
     return tokens[len(prompt) :]
 
 
@@ -108,13 +115,21 @@ def build(
         eos_token_ids=[EOS],
         max_input_tokens=60,
         depth=depth,
+        adapters=ADAPTERS,
     )
     return engine, runner
 
 
-def submit(engine: Engine, request_id: int, prompt: list[int], count: int, **sampling) -> None:
+def submit(
+    engine: Engine,
+    request_id: int,
+    prompt: list[int],
+    count: int,
+    adapter: str | None = None,
+    **sampling,
+) -> None:
     params = SamplingParams(max_new_tokens=count, seed=0, **sampling)
-    engine.submit(Submit(request_id=request_id, token_ids=prompt, sampling=params))
+    engine.submit(Submit(request_id=request_id, token_ids=prompt, sampling=params, adapter=adapter))
 
 
 def drain(engine: Engine) -> tuple[dict[int, list[RequestOutput]], list[int]]:
@@ -152,6 +167,29 @@ def test_every_request_gets_its_own_tokens(depth: int, num_blocks: int) -> None:
         assert outputs[request_id][0].queue_seconds is not None
     assert runner.largest_step <= 16
     assert (engine.stats().preemptions_total > 0) == (num_blocks == 20)
+
+
+@pytest.mark.parametrize("num_blocks", [64, 20], ids=["roomy", "preempting"])
+def test_every_request_is_computed_by_its_own_adapter(num_blocks: int) -> None:
+    engine, _ = build(depth=2, num_blocks=num_blocks)
+    prompt = list(range(1, 20))
+    chosen = [None, "poet", "lawyer", "poet", None, "lawyer", "poet"]
+    for request_id, adapter in enumerate(chosen):
+        submit(engine, request_id, prompt, 15, adapter)
+    outputs, failed = drain(engine)
+    assert not failed
+    stats = engine.stats()
+    assert (stats.preemptions_total > 0) == (num_blocks == 20)
+    for request_id, adapter in enumerate(chosen):
+        index = -1 if adapter is None else ADAPTERS.index(adapter)
+        assert tokens(outputs[request_id]) == expected(prompt, 15, index), adapter
+
+
+def test_an_unknown_adapter_is_refused_with_those_that_exist() -> None:
+    engine, _ = build()
+    with pytest.raises(InvalidRequest, match="one of the served adapters `lawyer`, `poet`"):
+        submit(engine, 1, [1], 1, adapter="painter")
+    assert not engine.has_work
 
 
 @pytest.mark.parametrize("depth", [1, 2])

@@ -35,8 +35,8 @@ class FakeClock:
         return self.now
 
 
-def digest_of_salt(salt: str) -> int:
-    return zlib.crc32(salt.encode())
+def first_digest(request: Request) -> int:
+    return zlib.crc32(repr((request.adapter, request.cache_salt)).encode())
 
 
 def extend(digest: int, token: int) -> int:
@@ -49,7 +49,7 @@ def next_token(digest: int) -> int:
 
 def expected_output(request: Request) -> list[int]:
     """What the model generates for a request that has the device to itself."""
-    digest = digest_of_salt(request.cache_salt)
+    digest = first_digest(request)
     for token in request.token_ids:
         digest = extend(digest, token)
     output: list[int] = []
@@ -201,7 +201,7 @@ class Simulation:
             tokens = known or [self._last_token[row]]
             request = item.sequence.request
             truth = [*request.token_ids, *self._model_output(request)]
-            digest = digest_of_salt(request.cache_salt)
+            digest = first_digest(request)
             for position in range(item.start):
                 digest = extend(digest, truth[position])
                 assert self._cache[self._slot(table, position)] == digest, "wrong context"
@@ -219,6 +219,7 @@ class Simulation:
             token_ids=request.token_ids,
             max_new_tokens=request.max_new_tokens,
             cache_salt=request.cache_salt,
+            adapter=request.adapter,
         )
         return expected_output(unending)
 

@@ -71,6 +71,20 @@ def test_salts_keep_users_apart(simulate: Any) -> None:
     simulation.check_at_rest()
 
 
+def test_adapters_share_no_blocks_whatever_salt_a_client_sends(simulate: Any) -> None:
+    simulation = simulate(num_blocks=64)
+    prompt = [*PREFIX, 20]
+    assert served(simulation, prompt, adapter="poet") == 0
+    assert served(simulation, prompt) == 0
+    assert served(simulation, prompt, adapter="lawyer") == 0
+    for salt in ("poet", "poet\0", "\0poet", "\0"):
+        assert served(simulation, prompt, cache_salt=salt) == 0
+    assert served(simulation, prompt, adapter="poet", cache_salt="alice") == 0
+    assert served(simulation, prompt, adapter="poet") == 12
+    assert served(simulation, prompt) == 12
+    simulation.check_at_rest()
+
+
 def test_prompt_logits_skip_the_lookup_but_fill_the_cache(simulate: Any) -> None:
     simulation = simulate(num_blocks=32)
     prompt = [*PREFIX, 20]

@@ -21,7 +21,8 @@ from hypothesis.stateful import (
 from headrace.link.errors import InvalidRequest
 from headrace.scheduling import QueueFull
 
-SALTS = ("", "alice", "bob")
+SALTS = ("", "alice", "bob\0")
+ADAPTERS = (None, "alice", "bob")
 
 
 def machine_over(make_simulation: Callable[..., Any]) -> type[RuleBasedStateMachine]:
@@ -71,6 +72,7 @@ def machine_over(make_simulation: Callable[..., Any]) -> type[RuleBasedStateMach
             max_new_tokens=st.integers(1, 20),
             priority=st.integers(-2, 2),
             salt=st.sampled_from(SALTS),
+            adapter=st.sampled_from(ADAPTERS),
             ignore_eos=st.booleans(),
             min_new_tokens=st.integers(0, 3),
             needs_prompt_logits=st.booleans(),
@@ -175,6 +177,7 @@ def test_long_random_load(simulate: Any, depth: int, num_blocks: int) -> None:
                     rng.randint(1, 24),
                     priority=rng.randint(0, 3),
                     cache_salt=rng.choice(SALTS),
+                    adapter=rng.choice(ADAPTERS),
                     ignore_eos=rng.random() < 0.5,
                 )
         if simulation.requests and rng.random() < 0.1:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from headrace.link.adapters import check_adapter
 from headrace.link.errors import ErrorCode, InvalidRequest
 from headrace.link.messages import EngineStats, RequestFailed, RequestOutput, Submit
 from headrace.link.sampling import SamplingParams
+from headrace.modeling.adapters.adapter_set import NO_ADAPTER
 from headrace.modeling.runner import ModelRunner, PendingStep, ScheduledTokens, StepResult
 from headrace.scheduling.request import Request
 from headrace.scheduling.scheduler import Scheduler
@@ -29,6 +31,7 @@ class _Live:
     """What the engine remembers of a request beside the scheduler."""
 
     sampling: SamplingParams
+    adapter: int = NO_ADAPTER
     prompt_logprobs: list[float] = field(default_factory=list)
 
 
@@ -43,6 +46,7 @@ class Engine:
         runner: Computes it.
         eos_token_ids: Ids that end a sequence.
         max_input_tokens: Longest prompt.
+        adapters: Names of the adapters that ``runner`` carries, by index.
     """
 
     def __init__(
@@ -53,12 +57,14 @@ class Engine:
         eos_token_ids: Iterable[int],
         max_input_tokens: int,
         depth: int = 1,
+        adapters: Sequence[str] = (),
     ) -> None:
         self._scheduler = scheduler
         self._runner = runner
         self._eos_token_ids = frozenset(eos_token_ids)
         self._max_input_tokens = max_input_tokens
         self._depth = depth
+        self._adapters = {name: index for index, name in enumerate(adapters)}
         self._live: dict[int, _Live] = {}
         self._in_flight: deque[tuple[StepPlan, PendingStep]] = deque()
         self._forward_seconds = 0.0
@@ -84,12 +90,15 @@ class Engine:
                 min_new_tokens=sampling.min_new_tokens,
                 priority=request.priority,
                 cache_salt=request.cache_salt,
+                adapter=request.adapter,
                 needs_prompt_logits=sampling.decoder_input_details,
             )
         )
-        self._live[request.request_id] = _Live(sampling)
+        adapter = NO_ADAPTER if request.adapter is None else self._adapters[request.adapter]
+        self._live[request.request_id] = _Live(sampling, adapter)
 
     def _check(self, request: Submit) -> None:
+        check_adapter("adapter", request.adapter, self._adapters)
         vocab_size = self._runner.vocab_size
         length = len(request.token_ids)
         if length > self._max_input_tokens:
@@ -141,13 +150,16 @@ class Engine:
         for row in plan.freed_rows:
             runner.clear_row(row)
         for sequence in plan.admitted:
-            sampling = self._live[sequence.id].sampling
+            live = self._live[sequence.id]
+            sampling = live.sampling
             prompt, output = (
                 sequence.tokens[: sequence.prompt_length],
                 sequence.tokens[sequence.prompt_length :],
             )
             eos_token_ids = () if sampling.ignore_eos else tuple(self._eos_token_ids)
-            runner.set_row(sequence.row, sampling, prompt, eos_token_ids, output)
+            runner.set_row(
+                sequence.row, sampling, prompt, eos_token_ids, output, adapter=live.adapter
+            )
             runner.set_blocks(sequence.row, 0, sequence.block_table)
         for appended in plan.appended:
             runner.set_blocks(appended.row, appended.table_index, [appended.block])

@@ -25,6 +25,7 @@ class Submit(msgspec.Struct, tag="submit", frozen=True, kw_only=True):
         sampling: Parameters with ``max_new_tokens`` and ``seed`` filled in.
         priority: Larger is served earlier; 0 is ordinary.
         cache_salt: Requests share cached prefixes only with requests of the same salt.
+        adapter: Name of the adapter that computes it; ``None``: the base model alone.
     """
 
     request_id: int
@@ -32,6 +33,7 @@ class Submit(msgspec.Struct, tag="submit", frozen=True, kw_only=True):
     sampling: SamplingParams
     priority: int = 0
     cache_salt: str = ""
+    adapter: str | None = None
 
 
 class Abort(msgspec.Struct, tag="abort", frozen=True):
@@ -97,6 +99,7 @@ class EngineReady(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
         max_total_tokens: Longest prompt plus output of one request.
         max_batch_total_tokens: KV cache capacity in tokens, over all requests.
         vocab_size: Number of logits; token ids in ``logit_bias`` lie below it.
+        adapters: Names of the adapters that requests may choose from.
     """
 
     model_id: str
@@ -111,6 +114,7 @@ class EngineReady(msgspec.Struct, tag="ready", frozen=True, kw_only=True):
     kv_blocks: int
     vocab_size: int
     warmup_seconds: float
+    adapters: list[str] = []
 
 
 class EngineFailed(msgspec.Struct, tag="engine_failed", frozen=True):

@@ -87,7 +87,7 @@ class Admission:
         # The last token is always computed, since its logits are wanted.
         num_blocks = (len(sequence.tokens) - 1) // block_size
         hashes = sequence.block_hashes
-        salt = sequence.request.cache_salt
+        salt = sequence.request.prefix_salt
         # Hash one block first: most prompts that share nothing differ already there.
         extend_hash_chain(hashes, sequence.tokens, min(1, num_blocks), block_size, salt)
         if not self._cache.lookup(hashes[:1]):

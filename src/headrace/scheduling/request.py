@@ -22,6 +22,7 @@ class Request:
         min_new_tokens: The first so many tokens do not end the sequence.
         priority: Larger is served earlier.
         cache_salt: Cached prefixes are shared only among requests of the same salt.
+        adapter: Name of the adapter that computes it; ``None``: the base model alone.
         needs_prompt_logits: Every prompt token must be computed (prompt log-probabilities), so
             cached prefixes are not looked up.
     """
@@ -34,6 +35,7 @@ class Request:
     min_new_tokens: int = 0
     priority: int = 0
     cache_salt: str = ""
+    adapter: str | None = None
     needs_prompt_logits: bool = False
 
     def __post_init__(self) -> None:
@@ -56,3 +58,11 @@ class Request:
         if self.max_new_tokens < 1:
             raise InvalidRequest("max_new_tokens", self.max_new_tokens, ">= 1")
         object.__setattr__(self, "token_ids", tokens)
+
+    @property
+    def prefix_salt(self) -> str:
+        """What keys and values depend on besides tokens: requests that differ in it share none.
+
+        A name of an adapter holds no NUL, so that no salt of a client can stand for one.
+        """
+        return f"{self.adapter or ''}\0{self.cache_salt}"

@@ -302,7 +302,7 @@ class Scheduler:
         block_size = self.limits.block_size
         hashes = sequence.block_hashes
         extend_hash_chain(
-            hashes, sequence.tokens, num_full, block_size, sequence.request.cache_salt
+            hashes, sequence.tokens, num_full, block_size, sequence.request.prefix_salt
         )
         for index in range(sequence.registered_blocks, num_full):
             self._cache.insert(hashes[index], sequence.block_table[index])
