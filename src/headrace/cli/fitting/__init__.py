@@ -1,0 +1,1 @@
+"""What ``headrace fit`` computes and shows."""
