@@ -12,9 +12,10 @@ class FusedPieces:
     Attributes:
         decoder_layer: The whole decoder layer as one autograd function: RMSNorm, rotary embedding,
             SwiGLU, LoRA linears, attention (packed rows without cross-contamination too), and
-            gradient checkpointing inside the layer. Takes the place of the four pieces below.
+            gradient checkpointing inside the layer. Takes the place of the next five.
         merged_projections: Query, key and value weights as one matrix, gate and up as another
-            (views keep the modules' own names). Only within ``decoder_layer``.
+            (views keep the modules' own names). Only within ``decoder_layer``,
+            bf16 and FP8 weights only, one device a process (DDP included).
         lora_linear: One pass for base and adapter, with dropout masks made from a seed.
         rms_norm: RMSNorm, forward and backward a single pass each.
         rotary: Rotary embedding of queries and keys in one pass.

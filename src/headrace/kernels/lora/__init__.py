@@ -1,0 +1,1 @@
+"""LoRA in training: dropout made from a seed, the down projection and its gradients."""
