@@ -58,6 +58,11 @@ class Tokenizer:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     @property
+    def backend(self) -> Backend:
+        """The library's own tokenizer, to write it to a file."""
+        return self._backend
+
+    @property
     def special_ids(self) -> frozenset[int]:
         """Ids that ``decode`` leaves out with ``skip_special_tokens``."""
         return frozenset(self._special)

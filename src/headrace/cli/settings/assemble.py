@@ -52,7 +52,7 @@ def assemble(
     for setting in DECLARED:
         raw = sources.find(setting)
         if raw is not None:
-            values[setting.part][setting.target] = _read(setting, raw)
+            values[setting.part][setting.target] = read_value(setting, raw)
     transport = msgspec.convert(values[Part.TRANSPORT], TransportSettings)
     values[Part.ENGINE]["json_output"] = transport.json_output
     return Assembled(
@@ -62,7 +62,12 @@ def assemble(
     )
 
 
-def _read(setting: Setting, raw: Raw) -> object:
+def read_value(setting: Setting, raw: Raw) -> object:
+    """The value that ``raw`` stands for.
+
+    Raises:
+        ConfigurationError: it is out of bounds; names where it came from.
+    """
     try:
         return setting.kind.read(raw.value)
     except ValueError:

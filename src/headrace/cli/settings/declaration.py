@@ -13,6 +13,7 @@ class Part(Enum):
 
     ENGINE = "engine"
     TRANSPORT = "transport"
+    FINETUNE = "finetune"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,14 @@ from __future__ import annotations
 from headrace.cli.settings.declaration import Part, Setting
 from headrace.cli.settings.kinds import Size
 from headrace.engine.settings import EngineSettings
+from headrace.finetuning.settings import FinetuneSettings
 from headrace.transport.settings import TransportSettings
 
-_DEFAULTS = {Part.ENGINE: EngineSettings(), Part.TRANSPORT: TransportSettings()}
+_DEFAULTS = {
+    Part.ENGINE: EngineSettings(),
+    Part.TRANSPORT: TransportSettings(),
+    Part.FINETUNE: FinetuneSettings(data=""),
+}
 
 
 def default_of(setting: Setting) -> object:

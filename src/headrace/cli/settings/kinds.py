@@ -74,24 +74,26 @@ class Integer:
 
 @dataclass(frozen=True)
 class Number:
-    """A finite number above ``above``, at most ``maximum``."""
+    """A finite number above ``above`` (or zero), at most ``maximum``."""
 
     above: float = 0.0
     maximum: float | None = None
+    or_zero: bool = False
     metavar: str = "NUMBER"
 
     @property
     def bound(self) -> str:
         """The interval in words."""
         upper = "" if self.maximum is None else f" and at most {self.maximum:g}"
-        return f"a number greater than {self.above:g}{upper}"
+        lower = "of at least 0" if self.or_zero else f"greater than {self.above:g}"
+        return f"a number {lower}{upper}"
 
     def read(self, raw: object) -> float:
         """``raw`` as a number."""
         if isinstance(raw, bool) or not isinstance(raw, str | int | float):
             raise ValueError(self.bound)
         value = float(raw)
-        if not isfinite(value) or value <= self.above:
+        if not isfinite(value) or (value <= self.above and not (self.or_zero and value == 0)):
             raise ValueError(self.bound)
         if self.maximum is not None and value > self.maximum:
             raise ValueError(self.bound)

@@ -32,7 +32,7 @@ class SettingsCommand(click.Command):
         self._settings = tuple(setting for section in sections for setting in section.settings)
         self.params = [
             click.Argument(["model"], required=False),
-            *(_option(setting) for setting in self._settings),
+            *(option_of(setting) for setting in self._settings),
             *self.params,
             click.Option(
                 ["--config"],
@@ -76,7 +76,7 @@ class SettingsCommand(click.Command):
             formatter.write_dl(own)
         for section in self._sections:
             with formatter.section(section.title):
-                formatter.write_dl([_row(setting) for setting in section.settings])
+                formatter.write_dl([help_row(setting) for setting in section.settings])
         with formatter.section("TGI's other flags"):
             for title, foreign in (
                 ("Accepted with a warning", WITHOUT_MEANING),
@@ -102,7 +102,8 @@ def _join_model(flags: dict[str, object], model: str | None) -> None:
     flags["model_id"] = named if model is None else model
 
 
-def _option(setting: Setting) -> click.Option:
+def option_of(setting: Setting) -> click.Option:
+    """The click option of a setting: raw text, so that all sources are read alike."""
     names = [setting.flag, *(f"--{alias}" for alias in setting.aliases)]
     if isinstance(setting.kind, Switch):
         names = [f"{setting.flag}/--no-{setting.name}"]
@@ -117,7 +118,8 @@ def _option(setting: Setting) -> click.Option:
     )
 
 
-def _row(setting: Setting) -> tuple[str, str]:
+def help_row(setting: Setting) -> tuple[str, str]:
+    """A setting's line in ``--help``: how it is written, and what it means with its default."""
     left = f"-{setting.letter}, {setting.flag}" if setting.letter else setting.flag
     if isinstance(setting.kind, Switch) and default_of(setting):
         left = f"--no-{setting.name}"

@@ -19,7 +19,6 @@ UNFUSED = FusedPieces(
     merged_projections=False,
     lora_linear=False,
     rms_norm=False,
-    rotary=False,
     swiglu=False,
     cross_entropy=False,
 )
