@@ -14,6 +14,8 @@ from headrace.engine.limits import GIB, BatchLimits, CacheLimits, decide_batch, 
 from headrace.engine.settings import EngineSettings
 from headrace.hardware.memory import available_bytes
 from headrace.link.messages import EngineReady
+from headrace.modeling.adapters.adapter_set import AdapterSet
+from headrace.modeling.adapters.load import load_adapters, read_adapters
 from headrace.modeling.backends.backend import Backend
 from headrace.modeling.backends.choose import choose_backend
 from headrace.modeling.decoder import Decoder
@@ -39,6 +41,7 @@ def build_engine_from(
 ) -> tuple[Engine, EngineReady]:
     """The same for a checkpoint that was resolved already."""
     started = time.perf_counter()
+    found = read_adapters(settings.lora_adapters, checkpoint.config, settings.max_lora_rank)
     choice = choose_backend(
         settings.backend,
         settings.device,
@@ -52,14 +55,18 @@ def build_engine_from(
     _log.info("backend", name=backend.name, device=str(choice.device), why=choice.reason)
     batch = decide_batch(settings, checkpoint.config, on_gpu=on_gpu)
     decoder = _load(checkpoint, settings, backend, batch)
+    adapters = load_adapters(found, checkpoint.config, backend.operations) if found else None
     loaded = time.perf_counter()
     _log.info(
         "weights loaded",
         gib=round(decoder.num_bytes / GIB, 2),
         seconds=round(loaded - started, 2),
     )
-    cache = _size_cache(checkpoint, settings, backend, decoder, batch)
-    runner = _runner(checkpoint, backend, decoder, batch, cache)
+    if adapters is not None:
+        mib = round(adapters.num_bytes / 2**20, 2)
+        _log.info("adapters loaded", names=list(adapters.names), mib=mib)
+    cache = _size_cache(checkpoint, settings, backend, decoder, batch, adapters)
+    runner = _runner(checkpoint, backend, decoder, batch, cache, adapters)
     if on_gpu:
         # Kernels compile and graphs are captured for this runner's own buffers; a CPU has neither.
         runner.warm_up()
@@ -83,6 +90,7 @@ def build_engine_from(
         eos_token_ids=checkpoint.eos_token_ids,
         max_input_tokens=cache.max_input_tokens,
         depth=2 if on_gpu else 1,
+        adapters=tuple(settings.lora_adapters),
     )
     ready = EngineReady(
         model_id=checkpoint.model_id,
@@ -97,6 +105,7 @@ def build_engine_from(
         kv_blocks=cache.num_blocks,
         vocab_size=checkpoint.config.vocab_size,
         warmup_seconds=warm - started,
+        adapters=list(settings.lora_adapters),
     )
     return engine, ready
 
@@ -120,6 +129,7 @@ def _runner(
     decoder: Decoder,
     batch: BatchLimits,
     cache: CacheLimits,
+    adapters: AdapterSet | None,
 ) -> ModelRunner:
     limits = RunnerLimits(
         max_tokens=batch.token_budget,
@@ -128,7 +138,7 @@ def _runner(
         block_size=cache.block_size,
         num_blocks=cache.num_blocks,
     )
-    return ModelRunner(checkpoint.config, decoder, backend, limits)
+    return ModelRunner(checkpoint.config, decoder, backend, limits, adapters)
 
 
 def _size_cache(
@@ -137,6 +147,7 @@ def _size_cache(
     backend: Backend,
     decoder: Decoder,
     batch: BatchLimits,
+    adapters: AdapterSet | None,
 ) -> CacheLimits:
     """Compute the largest step with a cache just large enough; give the cache of what is left."""
     per_block = cache_bytes_per_block(decoder, settings.block_size)
@@ -154,7 +165,7 @@ def _size_cache(
         available_bytes=available_bytes(device),
         on_gpu=device.type != "cpu",
     )
-    probe = _runner(checkpoint, backend, decoder, batch, smallest)
+    probe = _runner(checkpoint, backend, decoder, batch, smallest, adapters)
     probe.warm_up()
     # While the probe lives, its buffers are resident: what is left is left for the cache.
     left = available_bytes(device) + smallest.num_blocks * per_block
