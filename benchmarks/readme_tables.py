@@ -1,16 +1,17 @@
-"""The tables of README.md, written from the records: no figure there is typed by hand.
+"""README.md's tables and picture, made from the records: no figure there is typed by hand.
 
-python benchmarks/readme_tables.py            # rewrite the tables between their markers
-python benchmarks/readme_tables.py --check    # exit 1 where README.md and records disagree
+python benchmarks/readme_tables.py            # make both anew
+python benchmarks/readme_tables.py --check    # exit 1 where they and the records disagree
 """
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from headrace.benchmark.comparison.join import compare
+from headrace.benchmark.comparison.plots import draw_png, records_digest
 from headrace.benchmark.record import Row, load_record
 
 ROOT = Path(__file__).parents[1]
@@ -94,29 +95,66 @@ def h100_table() -> str:
     return "\n".join(lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {"cpu": cpu_table, "h100": h100_table}
+PICTURE = ROOT / "docs" / "h100-h200.png"
+PICTURED = [RECORDS / "h100-latency.json", RECORDS / "h200-latency.json"]
+PICTURED_METRICS = ("prefill_ms", "decode_step_ms")
 
 
-def with_tables(text: str) -> str:
-    """``text`` with every table made anew."""
-    for name, table in TABLES.items():
-        pattern = rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)"
-        text, count = re.subn(
-            pattern, lambda match, t=table: match[1] + t() + match[2], text, flags=re.DOTALL
-        )
-        if count != 1:
-            raise SystemExit(f"README.md has {count} places for the table `{name}`")
+def picture_block() -> str:
+    """The picture and the command that draws it; empty while a record is missing."""
+    if not all(path.exists() for path in PICTURED):
+        return ""
+    shown = PICTURE.relative_to(ROOT)
+    files = " ".join(str(path.relative_to(ROOT)) for path in PICTURED)
+    metrics = " ".join(f"--metric {metric}" for metric in PICTURED_METRICS)
+    return (
+        f"![The same runs on an H100 and on an H200, side by side]({shown})\n\n"
+        f"```sh\nheadrace bench compare {files} {metrics} --png {shown}\n```"
+    )
+
+
+def draw_picture() -> bytes:
+    """What the command in ``picture_block`` draws."""
+    records = [(path.stem, load_record(path)) for path in PICTURED]
+    return draw_png(compare(records, metrics=PICTURED_METRICS), records_digest(PICTURED))
+
+
+def picture_is_current() -> bool:
+    """Whether the picture was drawn from the records as they are."""
+    if not all(path.exists() for path in PICTURED):
+        return not PICTURE.exists()
+    return PICTURE.exists() and records_digest(PICTURED).encode() in PICTURE.read_bytes()
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "table: cpu": cpu_table,
+    "table: h100": h100_table,
+    "picture: h100-h200": picture_block,
+}
+
+
+def with_blocks(text: str) -> str:
+    """``text`` with every table made anew, and the picture's place."""
+    for name, block in BLOCKS.items():
+        begin = f"<!-- {name} -->\n"
+        if text.count(begin) != 1:
+            raise SystemExit(f"README.md has {text.count(begin)} places for `{name}`")
+        before, _, rest = text.partition(begin)
+        after = rest[rest.index("<!-- end -->") :]
+        text = before + begin + f"{block()}\n".lstrip() + after
     return text
 
 
 def main() -> int:
-    """Rewrite or check README.md."""
+    """Make or check."""
     readme = ROOT / "README.md"
     text = readme.read_text()
-    made = with_tables(text)
+    made = with_blocks(text)
     if "--check" in sys.argv:
-        return int(made != text)
+        return int(made != text or not picture_is_current())
     readme.write_text(made)
+    if picture_block() and not picture_is_current():
+        PICTURE.write_bytes(draw_picture())
     return 0
 
 

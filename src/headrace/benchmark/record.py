@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
 
@@ -80,10 +81,7 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     def write(self, path: Path) -> None:
         """Write the whole record at once: a file is complete or absent."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_bytes(self.encoded())
-        partial.replace(path)
+        write_whole(path, self.encoded())
 
     def encoded(self) -> bytes:
         """As JSON: a line a field, a line a row."""
@@ -95,6 +93,23 @@ class Record(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         ]
         rows = b",\n".join(b"  " + encode(row) for row in self.rows)
         return b"{\n" + b",\n".join(lines) + b',\n "rows": [\n' + rows + b"\n ]\n}\n"
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is complete or absent, and its directory if need be.
+
+    Raises:
+        ConfigurationError: it cannot be written there.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise ConfigurationError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def own_record(device: str, rows: list[Row], versions: dict[str, str], **facts: object) -> Record:
