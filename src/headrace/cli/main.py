@@ -16,6 +16,7 @@ EXIT_USAGE = 2
 _COMMANDS = {
     "serve": "Serve a model over HTTP, with TGI's and OpenAI's routes.",
     "chat": "Chat with a model in the terminal.",
+    "finetune": "Train a LoRA adapter on your data; serve it with serve --lora-adapters.",
     "bench": "Measure latency, serving, fine-tuning and kernels; compare recorded runs.",
     "doctor": "Say what this machine is and which backends work on it.",
 }

@@ -1,0 +1,1 @@
+"""The settings of ``headrace finetune`` and its command."""

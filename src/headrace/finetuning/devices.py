@@ -1,0 +1,105 @@
+"""The devices of this machine, and the placement of a run on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+import torch
+
+from headrace.checkpoint.config import ModelConfig
+from headrace.finetuning.placement.choose import choose_placement
+from headrace.finetuning.placement.memory_plan import MemoryPlan, Placement
+from headrace.finetuning.placement.workload import TrainingWorkload
+from headrace.finetuning.settings import FinetuneSettings
+from headrace.hardware.device import resolve_device
+from headrace.hardware.memory import available_bytes
+from headrace.hardware.processor import usable_cores
+from headrace.link.errors import ConfigurationError
+
+_GIB = 1 << 30
+
+
+def decide_placement(
+    settings: FinetuneSettings, config: ModelConfig, row_tokens: int, tell: Callable[[str], None]
+) -> FinetuneSettings:
+    """The settings with ``device``, ``placement`` and ``processes`` filled in.
+
+    On a CPU a run is one process unless a placement is forced: several would share the same cores.
+
+    Args:
+        settings: As the user gave them.
+        config: The base model.
+        row_tokens: Tokens of the longest row.
+        tell: Called with each line for the user.
+
+    Raises:
+        ConfigurationError: more processes than devices, or a run that does not fit.
+    """
+    device = resolve_device(settings.device)
+    on_gpu = device.type == "cuda"
+    devices = torch.cuda.device_count() if on_gpu else usable_cores()
+    count = _processes(settings, devices, on_gpu)
+    forced = None if settings.placement == "auto" else Placement(settings.placement)
+    if not on_gpu and forced is None:
+        forced = Placement.SINGLE if count == 1 else Placement.DDP
+    memory = available_bytes(device) // (1 if on_gpu else count)
+    plan = choose_placement(config, _workload(settings, row_tokens, on_gpu), memory, count, forced)
+    _tell_plan(plan, memory, tell)
+    placement = plan.placement
+    if placement.shards and settings.base_precision in ("fp8", "4bit"):
+        raise ConfigurationError(
+            f"`--base-precision {settings.base_precision}` holds the whole base on each device: "
+            f"the placement can be single or ddp, not {placement}"
+        )
+    return msgspec.structs.replace(
+        settings,
+        device=device.type,
+        placement=str(placement),
+        processes=1 if placement is Placement.SINGLE else count,
+    )
+
+
+def _processes(settings: FinetuneSettings, devices: int, on_gpu: bool) -> int:
+    kind = "GPUs" if on_gpu else "processor cores"
+    asked = settings.processes
+    if asked is not None and asked > devices:
+        raise ConfigurationError(
+            f"`--processes` must be at most {devices}, the {kind} of this machine, got {asked}"
+        )
+    if settings.placement == "single":
+        if asked not in (None, 1):
+            raise ConfigurationError(f"`--placement single` is one process, not {asked}")
+        return 1
+    if settings.placement != "auto":
+        count = asked or devices
+        if count < 2:
+            raise ConfigurationError(
+                f"`--placement {settings.placement}` needs at least 2 {kind}, there is {devices}"
+            )
+        return count
+    return asked or (devices if on_gpu else 1)
+
+
+def _workload(settings: FinetuneSettings, row_tokens: int, on_gpu: bool) -> TrainingWorkload:
+    return TrainingWorkload(
+        rows=settings.batch_size,
+        row_tokens=row_tokens,
+        rank=settings.r,
+        target_modules=settings.target_modules,
+        base_precision=settings.base_precision,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        dropout=settings.dropout,
+        adapter_dtype="bf16" if settings.placement == "zero3" else "fp32",
+        on_gpu=on_gpu,
+    )
+
+
+def _tell_plan(plan: MemoryPlan, memory: int, tell: Callable[[str], None]) -> None:
+    for part in plan.parts:
+        tell(f"  {part.name:<26}{part.bytes / _GIB:9.3f} GiB  {part.how}")
+    verdict = "fits" if plan.fits(memory) else "may not fit"
+    tell(
+        f"placement {plan.placement} on {plan.devices}: {plan.total_bytes / _GIB:.2f} GiB on each, "
+        f"{memory / _GIB:.2f} GiB free: {verdict}"
+    )

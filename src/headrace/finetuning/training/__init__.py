@@ -1,0 +1,1 @@
+"""The training process: base model, adapter, TRL's trainer, checkpoints, callbacks."""

@@ -1,0 +1,101 @@
+"""TRL's SFTTrainer with atomic checkpoints and without its per-step synchronisations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch.distributed.tensor import DTensor
+from trl.trainer.sft_trainer import SFTTrainer
+
+from headrace.finetuning.training.checkpoint_store import CheckpointStore
+from headrace.finetuning.training.collate import NUM_TOKENS
+from headrace.finetuning.training.evaluations import best_step
+from headrace.finetuning.training.failures import not_finite, not_written
+
+
+class AdapterTrainer(SFTTrainer):
+    """The training loop of a run.
+
+    Args:
+        store: Where checkpoints are kept.
+        keep: How many of the newest.
+        arguments: SFTTrainer's own.
+
+    Attributes:
+        tokens_seen: Tokens of this process's training batches so far, padding not counted.
+    """
+
+    def __init__(self, *, store: CheckpointStore, keep: int, **arguments: Any) -> None:
+        self._store = store
+        self._keep = keep
+        self._saving = False
+        self.tokens_seen = 0
+        super().__init__(**arguments)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The model's own loss: SFTTrainer's reads its metrics from the device at every step."""
+        tokens = inputs.pop(NUM_TOKENS)
+        if model.training:
+            self.tokens_seen += tokens
+        inputs["use_cache"] = False
+        return super(SFTTrainer, self).compute_loss(
+            model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+        )
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: it would walk through all parameters at every step."""
+        return 0
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._store.unfinished if self._saving else self._store.path)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        step = self.state.global_step
+        if self._store.of_step(step).is_dir():
+            return
+        self._refuse_what_is_not_finite(step)
+        if self.args.should_save:
+            self._store.begin()
+        self.accelerator.wait_for_everyone()
+        self._saving = True
+        try:
+            # Past SFTTrainer's own, which writes a model card into every checkpoint.
+            super(SFTTrainer, self)._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._store.commit(step)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            self._store.discard()
+            raise not_written(error, step, self._store) from error
+        finally:
+            self._saving = False
+        if self.args.should_save:
+            best = best_step(self.state.log_history)
+            self._store.prune(self._keep, () if best is None else (best,))
+        self.accelerator.wait_for_everyone()
+
+    def _refuse_what_is_not_finite(self, step: int) -> None:
+        """A checkpoint with NaN in it must not take the place of a good one."""
+        sound = self._tr_loss.isfinite().all()
+        for parameter in self.model_wrapped.parameters():
+            if parameter.requires_grad:
+                sound &= _local(parameter).isfinite().all().to(sound.device)
+        unsound = self.accelerator.reduce((~sound).int(), "sum")
+        if unsound.item():
+            raise not_finite("the loss or a weight of the adapter", step, self._store)
+
+
+def _local(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The part of a parameter that this process holds."""
+    if isinstance(parameter, DTensor):
+        return parameter.to_local()
+    sharded = getattr(parameter, "ds_tensor", None)
+    return parameter.detach() if sharded is None else sharded
