@@ -213,3 +213,22 @@ def test_the_reference_is_up_to_date():
     assert document.read_text(encoding="utf-8") == reference.render(), (
         "run: python -m headrace.cli.settings.reference > docs/settings.md"
     )
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("poet=/a, law/yer=b", {"poet": "/a", "law/yer": "b"}),
+        (("poet=/a=b", "owner/name"), {"poet": "/a=b", "owner/name": "owner/name"}),
+        ({"poet": "/a"}, {"poet": "/a"}),
+    ],
+    ids=["one text", "flag repeated", "table"],
+)
+def test_adapters_are_named(raw, expected):
+    assert assemble({"lora_adapters": raw}, {}).engine.lora_adapters == expected
+
+
+@pytest.mark.parametrize("raw", ["poet=a,poet=b", "=a", "po et=a", "poet=", {"poet": 1}])
+def test_adapters_without_a_name_of_their_own_are_refused(raw):
+    with pytest.raises(ConfigurationError, match="NAME=DIR"):
+        assemble({"lora_adapters": raw}, {})

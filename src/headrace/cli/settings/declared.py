@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from headrace.cli.settings.declaration import Part, Section, Setting
-from headrace.cli.settings.kinds import Choice, Integer, Listing, Number, Size, Switch, Text
+from headrace.cli.settings.kinds import (
+    Choice,
+    Integer,
+    Listing,
+    NamedAdapters,
+    Number,
+    Size,
+    Switch,
+    Text,
+)
 
 _MAX_PORT = 65535
 
@@ -37,6 +46,20 @@ MODEL = Section(
             part=Part.ENGINE,
             tgi=False,
             help="Compute with quantized weights as they are packed: faster, less exact.",
+        ),
+        Setting(
+            name="lora-adapters",
+            kind=NamedAdapters(),
+            part=Part.ENGINE,
+            help="LoRA adapters (PEFT directories or hub ids) that requests may choose by name.",
+            default_text="none",
+        ),
+        Setting(
+            name="max-lora-rank",
+            kind=Integer(minimum=1, maximum=1024),
+            part=Part.ENGINE,
+            tgi=False,
+            help="Largest rank of an adapter that is accepted.",
         ),
     ),
 )

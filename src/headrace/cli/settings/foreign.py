@@ -46,7 +46,6 @@ NOT_BUILT: tuple[ForeignSetting, ...] = (
     ForeignSetting(
         name="speculate", why="speculation is not built yet", harmless=("0",), refused=True
     ),
-    ForeignSetting(name="lora-adapters", why="serving adapters is not built yet", refused=True),
     ForeignSetting(
         name="num-shard", why="tensor parallelism is not built yet", harmless=("1",), refused=True
     ),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Protocol
 
+from headrace.link.adapters import is_adapter_name
+
 _TRUE = {"1", "true", "yes", "on"}
 _FALSE = {"0", "false", "no", "off"}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", re.IGNORECASE)
@@ -183,3 +185,33 @@ class Listing:
         if not texts:
             raise ValueError(self.bound)
         return tuple(texts)
+
+
+@dataclass(frozen=True)
+class NamedAdapters:
+    """Adapters by name, each a directory or hub id: ``poet=DIR,lawyer=DIR``; a table in a file.
+
+    An entry without a name is called what it is, as in TGI.
+    """
+
+    metavar: str = "NAME=DIR,…"
+    bound: str = (
+        "adapters as in NAME=DIR,NAME2=DIR2, each name once and of letters, digits and ._-/:@+~"
+    )
+
+    def read(self, raw: object) -> dict[str, str]:
+        """Name to directory, in order."""
+        if isinstance(raw, dict):
+            pairs = list(raw.items())
+        else:
+            texts = Listing().read(raw)
+            pairs = [(n, p) if eq else (t, t) for t in texts for n, eq, p in [t.partition("=")]]
+        found: dict[str, str] = {}
+        for name, path in pairs:
+            if not isinstance(name, str) or not isinstance(path, str):
+                raise ValueError(self.bound)
+            name, path = name.strip(), path.strip()
+            if not is_adapter_name(name) or not path or name in found:
+                raise ValueError(self.bound)
+            found[name] = path
+        return found

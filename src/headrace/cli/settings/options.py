@@ -13,7 +13,7 @@ from headrace.cli.settings.assemble import assemble
 from headrace.cli.settings.declaration import Section, Setting
 from headrace.cli.settings.defaults import default_of, shown_default
 from headrace.cli.settings.foreign import FOREIGN, NOT_BUILT, WITHOUT_MEANING
-from headrace.cli.settings.kinds import Listing, Switch
+from headrace.cli.settings.kinds import Listing, NamedAdapters, Switch
 from headrace.cli.settings.sources import CONFIG_VARIABLE
 from headrace.link.errors import ConfigurationError
 
@@ -112,7 +112,7 @@ def option_of(setting: Setting) -> click.Option:
     return click.Option(
         [*names, setting.key],
         type=str,
-        multiple=isinstance(setting.kind, Listing),
+        multiple=isinstance(setting.kind, Listing | NamedAdapters),
         default=None,
         metavar=setting.kind.metavar,
     )
