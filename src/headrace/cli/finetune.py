@@ -23,6 +23,8 @@ def command(settings: FinetuneSettings) -> int:
     model is trained. DATA is a JSONL or Parquet file, or a directory of them or of a saved data
     set: chats (messages), prompt and completion, or text.
     """
+    from rich.console import Console
+
     from headrace.finetuning.start import finetune
 
-    return int(finetune(settings, click.echo))
+    return int(finetune(settings, Console(emoji=False)))

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import msgspec
 import torch
+from rich.console import Console
 
 from headrace.checkpoint.config import ModelConfig
 from headrace.finetuning.placement.choose import choose_placement
-from headrace.finetuning.placement.memory_plan import MemoryPlan, Placement
-from headrace.finetuning.placement.workload import TrainingWorkload
+from headrace.finetuning.placement.memory_plan import MemoryPlan
+from headrace.finetuning.placement.placements import Placement
+from headrace.finetuning.placement.report import GIB, plan_table
+from headrace.finetuning.run_workload import workload_of
 from headrace.finetuning.settings import FinetuneSettings
 from headrace.hardware.device import resolve_device
 from headrace.hardware.memory import available_bytes
 from headrace.hardware.processor import usable_cores
 from headrace.link.errors import ConfigurationError
 
-_GIB = 1 << 30
-
 
 def decide_placement(
-    settings: FinetuneSettings, config: ModelConfig, row_tokens: int, tell: Callable[[str], None]
+    settings: FinetuneSettings, config: ModelConfig, row_tokens: int, console: Console
 ) -> FinetuneSettings:
     """The settings with ``device``, ``placement`` and ``processes`` filled in.
 
@@ -31,7 +30,7 @@ def decide_placement(
         settings: As the user gave them.
         config: The base model.
         row_tokens: Tokens of the longest row.
-        tell: Called with each line for the user.
+        console: Where the memory plan is shown.
 
     Raises:
         ConfigurationError: more processes than devices, or a run that does not fit.
@@ -44,8 +43,10 @@ def decide_placement(
     if not on_gpu and forced is None:
         forced = Placement.SINGLE if count == 1 else Placement.DDP
     memory = available_bytes(device) // (1 if on_gpu else count)
-    plan = choose_placement(config, _workload(settings, row_tokens, on_gpu), memory, count, forced)
-    _tell_plan(plan, memory, tell)
+    plan = choose_placement(
+        config, workload_of(settings, row_tokens, on_gpu), memory, count, forced
+    )
+    _show_plan(plan, memory, console)
     placement = plan.placement
     if placement.shards and settings.base_precision in ("fp8", "4bit"):
         raise ConfigurationError(
@@ -81,25 +82,7 @@ def _processes(settings: FinetuneSettings, devices: int, on_gpu: bool) -> int:
     return asked or (devices if on_gpu else 1)
 
 
-def _workload(settings: FinetuneSettings, row_tokens: int, on_gpu: bool) -> TrainingWorkload:
-    return TrainingWorkload(
-        rows=settings.batch_size,
-        row_tokens=row_tokens,
-        rank=settings.r,
-        target_modules=settings.target_modules,
-        base_precision=settings.base_precision,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        dropout=settings.dropout,
-        adapter_dtype="bf16" if settings.placement == "zero3" else "fp32",
-        on_gpu=on_gpu,
-    )
-
-
-def _tell_plan(plan: MemoryPlan, memory: int, tell: Callable[[str], None]) -> None:
-    for part in plan.parts:
-        tell(f"  {part.name:<26}{part.bytes / _GIB:9.3f} GiB  {part.how}")
-    verdict = "fits" if plan.fits(memory) else "may not fit"
-    tell(
-        f"placement {plan.placement} on {plan.devices}: {plan.total_bytes / _GIB:.2f} GiB on each, "
-        f"{memory / _GIB:.2f} GiB free: {verdict}"
-    )
+def _show_plan(plan: MemoryPlan, memory: int, console: Console) -> None:
+    console.print(plan_table(plan))
+    verdict = "it fits" if plan.fits(memory) else "it may not fit"
+    console.print(f"{memory / GIB:.2f} GiB are free on each device: {verdict}")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+from rich.console import Console
 
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.checkpoint.resolve import resolve
@@ -14,7 +15,10 @@ from headrace.finetuning.data.rows import BadRow
 from headrace.finetuning.exit_status import ExitStatus
 from headrace.finetuning.launch import run_processes
 from headrace.finetuning.placement.parameter_counts import count_parameters
+from headrace.finetuning.placement.placements import Placement
+from headrace.finetuning.placement.report import print_report
 from headrace.finetuning.run_directory import Job, RunDirectory
+from headrace.finetuning.run_workload import workload_of
 from headrace.finetuning.settings import FinetuneSettings
 from headrace.finetuning.worker_environment import worker_environment
 from headrace.link.errors import ConfigurationError
@@ -23,14 +27,16 @@ from headrace.modeling.adapters.peft_directory import read_adapter
 _REFUSED_ROWS_SHOWN = 1000
 _SKIPPED_ROWS_SHOWN = 20
 _MAX_RANK = 4096
+_ASSUMED_ROW_TOKENS = 448
+"""Of the workload that published figures are for."""
 
 
-def finetune(settings: FinetuneSettings, tell: Callable[[str], None]) -> ExitStatus:
+def finetune(settings: FinetuneSettings, console: Console) -> ExitStatus:
     """Check everything that can be checked without weights, then train.
 
     Args:
         settings: As the user gave them.
-        tell: Called with each line for the user.
+        console: Of the user.
 
     Returns:
         How the training processes ended; ``DONE`` for a dry run.
@@ -38,24 +44,29 @@ def finetune(settings: FinetuneSettings, tell: Callable[[str], None]) -> ExitSta
     Raises:
         ConfigurationError: settings, data, model or devices that do not go together.
     """
+
+    def tell(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
     directory = _directory(settings)
     checkpoint = resolve(settings.model, settings.revision)
     if settings.adapter is not None:
         settings = _with_shape_of(settings.adapter, settings, checkpoint)
     _check_against_model(settings, checkpoint)
     data = _prepare(settings, checkpoint, tell)
+    if settings.dry_run or directory is None:
+        _report(settings, checkpoint, data, console, tell)
+        return ExitStatus.DONE
     counts = count_parameters(checkpoint.config, settings.r, settings.target_modules)
     tell(
         f"{counts.trainable:,} trainable parameters, {counts.frozen:,} frozen, "
         f"{counts.total:,} in all"
     )
-    if settings.dry_run or directory is None:
-        return ExitStatus.DONE
     # Only now torch is imported, to look at the devices.
     from headrace.finetuning.devices import decide_placement
     from headrace.hardware.processor import usable_cores
 
-    decided = decide_placement(settings, checkpoint.config, data.longest_row, tell)
+    decided = decide_placement(settings, checkpoint.config, data.longest_row, console)
     job = Job(
         model=str(checkpoint.path.resolve()),
         model_id=_base_name(checkpoint),
@@ -133,6 +144,28 @@ def _tell_bad_rows(rows: list[BadRow], shown: int, tell: Callable[[str], None]) 
         tell(str(row))
     if len(rows) > shown:
         tell(f"… and {len(rows) - shown:,} more bad rows")
+
+
+def _report(
+    settings: FinetuneSettings,
+    checkpoint: Checkpoint,
+    data: PreparedData,
+    console: Console,
+    tell: Callable[[str], None],
+) -> None:
+    """What the run would take on devices that people have."""
+    row_tokens = data.longest_row
+    if not row_tokens:
+        row_tokens = settings.max_length or _ASSUMED_ROW_TOKENS
+        origin = "--max-length" if settings.max_length else "assumed; --max-length says otherwise"
+        tell(f"without a tokenizer the plan is for rows of {row_tokens:,} tokens ({origin})")
+    print_report(
+        console,
+        checkpoint.config,
+        workload_of(settings, row_tokens, on_gpu=True),
+        processes=settings.processes,
+        placement=None if settings.placement == "auto" else Placement(settings.placement),
+    )
 
 
 def _base_name(checkpoint: Checkpoint) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from accelerate import DistributedType, PartialState
+
 
 def distribution_arguments(placement: str) -> dict[str, Any]:
     """Arguments of Transformers' ``TrainingArguments`` for a placement.
@@ -25,6 +27,30 @@ def distribution_arguments(placement: str) -> dict[str, Any]:
     if placement == "zero3":
         return {"deepspeed": _zero3()}
     return {}
+
+
+def join_deepspeed() -> None:
+    """Let DeepSpeed's communication use the process group that Accelerate made.
+
+    On GPUs Accelerate has done so; on processors DeepSpeed would count one process only.
+    """
+    from deepspeed import comm, ops
+
+    if not comm.is_initialized():
+        # Shared-memory collectives would be compiled first, for half a minute; gloo does.
+        ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        comm.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
+
+
+def admit_fsdp_on_processors() -> None:
+    """Let Accelerate shard on gloo too.
+
+    ``AcceleratorState`` looks at FSDP's settings only for kinds of accelerators, though torch's
+    ``fully_shard`` works on processors; the kind is replaced by FSDP as soon as it has looked.
+    """
+    state = PartialState._shared_state
+    if state.get("distributed_type") == DistributedType.MULTI_CPU:
+        state["distributed_type"] = DistributedType.MULTI_GPU
 
 
 def _zero3() -> dict[str, Any]:

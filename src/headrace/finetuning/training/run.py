@@ -16,6 +16,7 @@ from headrace.finetuning.training.arguments import trainer_arguments
 from headrace.finetuning.training.checkpoint_store import CheckpointStore
 from headrace.finetuning.training.collate import Collator
 from headrace.finetuning.training.curve import draw_loss_curve
+from headrace.finetuning.training.distribution import join_deepspeed
 from headrace.finetuning.training.divergence import DivergenceWatch
 from headrace.finetuning.training.evaluations import EarlyStop, History, best_step
 from headrace.finetuning.training.export import copy_adapter, write_merged
@@ -70,6 +71,8 @@ def _make_trainer(
     arguments = trainer_arguments(
         settings, directory, evaluates=held_out.is_file(), resumes=resumes
     )
+    if settings.placement == "zero3":
+        join_deepspeed()
     # PEFT draws the initial adapter from the global generator.
     set_seed(settings.seed)
     model, unfused = build_model(settings, checkpoint, job.model_id, arguments.device)

@@ -11,6 +11,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from headrace.finetuning.training.checkpoint_store import CheckpointStore
 from headrace.finetuning.training.collate import NUM_TOKENS
+from headrace.finetuning.training.distribution import admit_fsdp_on_processors
 from headrace.finetuning.training.evaluations import best_step
 from headrace.finetuning.training.failures import not_finite, not_written
 
@@ -33,6 +34,12 @@ class AdapterTrainer(SFTTrainer):
         self._saving = False
         self.tokens_seen = 0
         super().__init__(**arguments)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As Transformers does it, but FSDP2 also on processors."""
+        if self.args.fsdp:
+            admit_fsdp_on_processors()
+        super().create_accelerator_and_postprocess()
 
     def compute_loss(
         self,
