@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from headrace.cli.finetuning.command import FinetuneCommand
@@ -13,6 +15,9 @@ _EPILOG = (
     "written, 2 when something was refused before the training, 1 when the training failed, 75 "
     "when a signal ended it after a checkpoint: --resume continues."
 )
+
+
+_FILE_WIDTH = 120
 
 
 @click.command("finetune", cls=FinetuneCommand, epilog=_EPILOG)
@@ -27,4 +32,6 @@ def command(settings: FinetuneSettings) -> int:
 
     from headrace.finetuning.start import finetune
 
-    return int(finetune(settings, Console(emoji=False)))
+    # The tables are no narrower in a file than on a wide terminal.
+    width = None if sys.stdout.isatty() else _FILE_WIDTH
+    return int(finetune(settings, Console(emoji=False, width=width)))

@@ -31,6 +31,9 @@ def _quieten() -> None:
     """The libraries' notices on their own use are not about the user's run."""
     warnings.simplefilter("ignore")
     logging.getLogger().setLevel(logging.ERROR)
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
 
 if __name__ == "__main__":
