@@ -4,6 +4,10 @@
 // One element of the output is one chain of additions along K, in the order of K, whatever the
 // number of rows: a row's result depends on nothing but the row. (Block formats add int32 sums of
 // 32 products, which are exact, so only the order of the blocks matters.)
+//
+// Block formats meet activations rounded to 8 bits in blocks of 32. An element with more than half
+// of its block's sum of squares would leave the other 31 few steps: it is taken out and multiplied
+// in float32 (mixed-precision decomposition, arXiv:2208.07339, a block and a row at a time).
 #include <cstring>
 
 #include "kernel_table.hpp"
@@ -14,6 +18,7 @@ namespace {
 
 constexpr int kVectors = kTileRows / kWidth;
 constexpr int64_t kChunkRows = 96;         // rows that share a pass over the weights, in L2
+constexpr int kMostRows = 12;              // of one pass
 constexpr int64_t kPackSegment = 256;      // elements of K that one worker packs at a time
 constexpr int64_t kPrivateElements = 4096; // below, every worker packs for itself: no barrier
 constexpr uint32_t kLargestFinite = 0x7f7fffff;
@@ -97,18 +102,52 @@ void pack_units(const LinearCall& call, int64_t first_row, int64_t rows, int pad
     }
 }
 
-// One block of 32 elements as signed bytes, with the scale that gives them back.
-template <class X>
-HEADRACE_INLINE float quantize_block(const typename X::Storage* x, int8_t* quants, int32_t* sum) {
-    Floats values[kBlock / kWidth];
+// An element that is multiplied apart from its block.
+struct Outlier {
+    int32_t column;  // of the row; negative: no more in this segment
+    float value;
+};
+
+HEADRACE_INLINE uint32_t largest_magnitude(const Floats (&values)[kBlock / kWidth]) {
     Ints magnitude = broadcast_int(0);
-    const Ints absolute_bits = broadcast_int(0x7fffffff);
-    for (int i = 0; i < kBlock / kWidth; ++i) {
-        values[i] = X::load_floats(x + i * kWidth);
-        magnitude = max_ints(magnitude, bits_and(as_ints(values[i]), absolute_bits));
+    for (const Floats& value : values) {
+        magnitude = max_ints(magnitude, bits_and(as_ints(value), broadcast_int(0x7fffffff)));
     }
-    const auto bits = static_cast<uint32_t>(reduce_max_ints(magnitude));
-    const float maximum = __builtin_bit_cast(float, bits);
+    return static_cast<uint32_t>(reduce_max_ints(magnitude));
+}
+
+// Takes the element of magnitude `maximum` out of `values` where it dominates; its index or -1.
+HEADRACE_INLINE int take_outlier(Floats (&values)[kBlock / kWidth], float maximum, float* taken) {
+    Floats squares = zeros();
+    for (const Floats& value : values) squares = fma(value, value, squares);
+    if (!(2.0f * maximum * maximum > reduce_add(squares))) return -1;
+    alignas(64) float elements[kBlock];
+    for (int i = 0; i < kBlock / kWidth; ++i) store(elements + i * kWidth, values[i]);
+    int index = 0;
+    while (index < kBlock - 1 && __builtin_fabsf(elements[index]) != maximum) ++index;
+    *taken = elements[index];
+    elements[index] = 0.0f;
+    for (int i = 0; i < kBlock / kWidth; ++i) values[i] = load(elements + i * kWidth);
+    return index;
+}
+
+// One block of 32 elements as signed bytes, with the scale that gives them back. `outlier` has a
+// negative column where none is taken out.
+template <class X>
+HEADRACE_INLINE float quantize_block(const typename X::Storage* x, int8_t* quants, int32_t* sum,
+                                     Outlier* outlier) {
+    Floats values[kBlock / kWidth];
+    for (int i = 0; i < kBlock / kWidth; ++i) values[i] = X::load_floats(x + i * kWidth);
+    uint32_t bits = largest_magnitude(values);
+    float maximum = __builtin_bit_cast(float, bits);
+    outlier->column = -1;
+    if (bits <= kLargestFinite && maximum >= kSmallestMaximum) {
+        outlier->column = take_outlier(values, maximum, &outlier->value);
+        if (outlier->column >= 0) {
+            bits = largest_magnitude(values);
+            maximum = __builtin_bit_cast(float, bits);
+        }
+    }
     if (bits > kLargestFinite || maximum < kSmallestMaximum) {
         __builtin_memset(quants, 0, kBlock);
         *sum = 0;
@@ -137,10 +176,24 @@ HEADRACE_INLINE uint32_t block_offset(Format format, float scale, int32_t sum) {
 #endif
 }
 
+// Outliers lie behind the rows' blocks: [padded][segments of K][8], each segment ended by a
+// negative column or by its size.
+constexpr int64_t kSegmentOutliers = kPackSegment / kBlock;
+
+HEADRACE_INLINE int64_t outlier_offset(int64_t k, int padded, int row) {
+    return padded * (k + k / kBlock * 8) +
+           row * (k / kBlock) * static_cast<int64_t>(sizeof(Outlier));
+}
+
 template <class X>
 void pack_blocks(const LinearCall& call, int64_t first_row, int64_t rows, int padded,
                  int64_t first, int64_t last, uint8_t* block) {
     const int64_t stride = padded * (kBlock + 8);
+    uint8_t* outliers[kMostRows];
+    for (int r = 0; r < padded; ++r) {
+        outliers[r] = block + outlier_offset(call.weight.k, padded, r) +
+                      first / kBlock * static_cast<int64_t>(sizeof(Outlier));
+    }
     for (int64_t b = first / kBlock; b < last / kBlock; ++b) {
         uint8_t* target = block + b * stride;
         for (int r = 0; r < padded; ++r) {
@@ -148,8 +201,14 @@ void pack_blocks(const LinearCall& call, int64_t first_row, int64_t rows, int pa
             float scale = 0.0f;
             int32_t sum = 0;
             if (r < rows) {
+                Outlier outlier;
                 scale = quantize_block<X>(row_of<X>(call, first_row + r) + b * kBlock, quants,
-                                          &sum);
+                                          &sum, &outlier);
+                if (outlier.column >= 0) {
+                    outlier.column += static_cast<int32_t>(b * kBlock);
+                    __builtin_memcpy(outliers[r], &outlier, sizeof(outlier));
+                    outliers[r] += sizeof(outlier);
+                }
             }
             for (int unit = 0; unit < 8; ++unit) {
                 __builtin_memcpy(target + (unit * padded + r) * 4, quants + unit * 4, 4);
@@ -158,6 +217,12 @@ void pack_blocks(const LinearCall& call, int64_t first_row, int64_t rows, int pa
             __builtin_memcpy(target + (8 * padded + r) * 4, &scale, 4);
             __builtin_memcpy(target + (9 * padded + r) * 4, &offset, 4);
         }
+    }
+    for (int r = 0; r < padded; ++r) {
+        const uint8_t* end = block + outlier_offset(call.weight.k, padded, r) +
+                             last / kBlock * static_cast<int64_t>(sizeof(Outlier));
+        const Outlier none{-1, 0.0f};
+        if (outliers[r] != end) __builtin_memcpy(outliers[r], &none, sizeof(none));
     }
 }
 
@@ -186,6 +251,7 @@ void pack(const LinearCall& call, int64_t first_row, int64_t rows, int padded, i
 
 template <class Element>
 struct Dense {
+    static constexpr bool is_dense = true;
     static constexpr int vectors(int) { return 2; }
 
     template <int R, int V>
@@ -212,6 +278,7 @@ struct Dense {
 
 template <Format format>
 struct Blocks {
+    static constexpr bool is_dense = false;
     static constexpr int vectors([[maybe_unused]] int rows) {
 #if defined(__AVX512F__)
         return 2;
@@ -277,6 +344,54 @@ struct Blocks {
             x += R * (kBlock + 8);
         }
     }
+
+    // Adds one row's outliers to its sums of `V` vectors of columns from `column` on.
+    template <int V>
+    static void add_outliers(const uint8_t* tile, int column, const uint8_t* outliers, int64_t k,
+                             float* sums) {
+        Floats acc[V];
+        HEADRACE_UNROLL for (int v = 0; v < V; ++v) acc[v] = load(sums + v * kWidth);
+        bool any = false;
+        for (int64_t first = 0; first < k; first += kPackSegment) {
+            const int64_t blocks = (k - first < kPackSegment ? k - first : kPackSegment) / kBlock;
+            for (int64_t i = 0; i < blocks; ++i) {
+                Outlier outlier;
+                __builtin_memcpy(&outlier, outliers + i * sizeof(outlier), sizeof(outlier));
+                if (outlier.column < 0) break;
+                any = true;
+                HEADRACE_UNROLL for (int v = 0; v < V; ++v) {
+                    acc[v] = fma(weights_at(tile, column + v * kWidth, outlier.column),
+                                 broadcast(outlier.value), acc[v]);
+                }
+            }
+            outliers += kSegmentOutliers * sizeof(Outlier);
+        }
+        if (!any) return;
+        HEADRACE_UNROLL for (int v = 0; v < V; ++v) store(sums + v * kWidth, acc[v]);
+    }
+
+    // One vector of weights of element `k` of K, for the columns from `column` on.
+    HEADRACE_INLINE Floats weights_at(const uint8_t* tile, int column, int32_t k) {
+        constexpr bool has_minimum = format == Format::q4_1;
+        const uint8_t* block = tile + k / kBlock * tile_bytes(format, kBlock);
+        const uint8_t* units = block + (has_minimum ? 128 : 64) + column * 4;
+        const int element = k % kBlock;
+        const Floats scale = load_half(block + column * 2);
+        if constexpr (format == Format::q8_0) {
+            const Ints unit = load_ints(units + element / 4 * kTileRows * 4);
+            const Ints quant = bits_and(shift_right(unit, element % 4 * 8), broadcast_int(0xff));
+            return mul(scale, sub(to_floats(quant), broadcast(128.0f)));
+        } else {
+            const Ints unit = load_ints(units + element % 16 / 4 * kTileRows * 4);
+            const int shift = element % 4 * 8 + (element < 16 ? 0 : 4);
+            const Ints quant = bits_and(shift_right(unit, shift), broadcast_int(0xf));
+            if constexpr (has_minimum) {
+                return fma(scale, to_floats(quant), load_half(block + 64 + column * 2));
+            } else {
+                return mul(scale, sub(to_floats(quant), broadcast(8.0f)));
+            }
+        }
+    }
 };
 
 // ---- one block of rows against one tile -------------------------------------------------------
@@ -333,6 +448,12 @@ void multiply(const uint8_t* tile, const uint8_t* x, int64_t k, int64_t rows,
         HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
             HEADRACE_UNROLL for (int i = 0; i < V; ++i) {
                 store(sums + (r * V + i) * kWidth, acc[r][i]);
+            }
+        }
+        if constexpr (!Kernel::is_dense) {
+            for (int r = 0; r < rows; ++r) {
+                Kernel::template add_outliers<V>(tile, v * kWidth, x + outlier_offset(k, R, r), k,
+                                                 sums + r * V * kWidth);
             }
         }
         store_rows(to, rows, v * kWidth, V * kWidth, sums);
@@ -427,7 +548,10 @@ void linear(const LinearCall& call, const Step& step, Worker& worker) {
     const RowBlocks blocks(call.weight.format, rows);
     if (blocks.count == 1 && blocks.last * k <= kPrivateElements) {
         alignas(64) uint8_t packed[kPrivateElements * 4];
-        pack(call, 0, rows, blocks.last, 0, k, packed);
+        for (int64_t first = 0; first < k; first += kPackSegment) {
+            const int64_t last = first + kPackSegment < k ? first + kPackSegment : k;
+            pack(call, 0, rows, blocks.last, first, last, packed);
+        }
         multiply_tiles(call, blocks, packed, worker);
         return;
     }

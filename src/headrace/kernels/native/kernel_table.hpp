@@ -56,7 +56,8 @@ static inline int64_t packed_row_bytes(Format format, int64_t k) {
     switch (format) {
         case Format::float32: return k * 4;
         case Format::bfloat16: return k * 2;
-        default: return k + k / kBlock * 8;
+        // Bytes, then a scale and an offset, then room for an outlier, a block.
+        default: return k + k / kBlock * (8 + 8);
     }
 }
 

@@ -58,6 +58,9 @@ template <int N>
 HEADRACE_INLINE Ints shift_left(Ints v) { return _mm512_slli_epi32(v, N); }
 template <int N>
 HEADRACE_INLINE Ints shift_right(Ints v) { return _mm512_srli_epi32(v, N); }
+HEADRACE_INLINE Ints shift_right(Ints v, int n) {
+    return _mm512_srl_epi32(v, _mm_cvtsi32_si128(n));
+}
 HEADRACE_INLINE Floats as_floats(Ints v) { return _mm512_castsi512_ps(v); }
 HEADRACE_INLINE Ints as_ints(Floats v) { return _mm512_castps_si512(v); }
 HEADRACE_INLINE Floats load_half(const void* p) {
@@ -155,6 +158,9 @@ template <int N>
 HEADRACE_INLINE Ints shift_left(Ints v) { return _mm256_slli_epi32(v, N); }
 template <int N>
 HEADRACE_INLINE Ints shift_right(Ints v) { return _mm256_srli_epi32(v, N); }
+HEADRACE_INLINE Ints shift_right(Ints v, int n) {
+    return _mm256_srl_epi32(v, _mm_cvtsi32_si128(n));
+}
 HEADRACE_INLINE Floats as_floats(Ints v) { return _mm256_castsi256_ps(v); }
 HEADRACE_INLINE Ints as_ints(Floats v) { return _mm256_castps_si256(v); }
 HEADRACE_INLINE Floats load_half(const void* p) {
