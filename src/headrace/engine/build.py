@@ -6,13 +6,23 @@ import time
 
 import msgspec
 import structlog
+import torch
 
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.checkpoint.resolve import resolve
 from headrace.engine.core import Engine
-from headrace.engine.limits import GIB, BatchLimits, CacheLimits, decide_batch, decide_cache
+from headrace.engine.limits import (
+    GIB,
+    GPU_RESERVE_BYTES,
+    BatchLimits,
+    CacheLimits,
+    decide_batch,
+    decide_cache,
+)
+from headrace.engine.memory_errors import check_weights_fit, explain_out_of_memory
 from headrace.engine.settings import EngineSettings
-from headrace.hardware.memory import available_bytes
+from headrace.hardware.memory import PeakAllocation, available_bytes
+from headrace.hardware.switches import is_on
 from headrace.link.messages import EngineReady
 from headrace.modeling.adapters.adapter_set import AdapterSet
 from headrace.modeling.adapters.load import load_adapters, read_adapters
@@ -54,6 +64,7 @@ def build_engine_from(
     backend, on_gpu = choice.backend, choice.device.type != "cpu"
     _log.info("backend", name=backend.name, device=str(choice.device), why=choice.reason)
     batch = decide_batch(settings, checkpoint.config, on_gpu=on_gpu)
+    check_weights_fit(checkpoint, choice.dtype_name, choice.device)
     decoder = _load(checkpoint, settings, backend, batch)
     adapters = load_adapters(found, checkpoint.config, backend.operations) if found else None
     loaded = time.perf_counter()
@@ -65,13 +76,17 @@ def build_engine_from(
     if adapters is not None:
         mib = round(adapters.num_bytes / 2**20, 2)
         _log.info("adapters loaded", names=list(adapters.names), mib=mib)
-    cache = _size_cache(checkpoint, settings, backend, decoder, batch, adapters)
-    runner = _runner(checkpoint, backend, decoder, batch, cache, adapters)
-    if on_gpu:
-        # Kernels compile and graphs are captured for this runner's own buffers; a CPU has neither.
-        runner.warm_up()
+    with explain_out_of_memory(batch):
+        cache = _size_cache(checkpoint, settings, backend, decoder, batch, adapters)
+        sized = time.perf_counter()
+        _log.info("largest step measured", seconds=round(sized - loaded, 2))
+        runner = _runner(checkpoint, backend, decoder, batch, cache, adapters)
+        if on_gpu:
+            # Memory is taken and graphs are captured for this runner's own buffers.
+            runner.warm_up()
+            _capture_graphs(runner, choice.device)
     warm = time.perf_counter()
-    _log.info("warm", seconds=round(warm - loaded, 2))
+    _log.info("warm", seconds=round(warm - sized, 2))
     scheduler = Scheduler(
         SchedulerLimits(
             token_budget=batch.token_budget,
@@ -89,7 +104,7 @@ def build_engine_from(
         runner,
         eos_token_ids=checkpoint.eos_token_ids,
         max_input_tokens=cache.max_input_tokens,
-        depth=2 if on_gpu else 1,
+        depth=2 if on_gpu and is_on("OVERLAP") else 1,
         adapters=tuple(settings.lora_adapters),
     )
     ready = EngineReady(
@@ -108,6 +123,14 @@ def build_engine_from(
         adapters=list(settings.lora_adapters),
     )
     return engine, ready
+
+
+def _capture_graphs(runner: ModelRunner, device: torch.device) -> None:
+    started, before = time.perf_counter(), available_bytes(device)
+    runner.capture_graphs()
+    taken = before - available_bytes(device)
+    seconds = round(time.perf_counter() - started, 2)
+    _log.info("graphs captured", mib=taken // 2**20, seconds=seconds)
 
 
 def _load(
@@ -166,9 +189,12 @@ def _size_cache(
         on_gpu=device.type != "cpu",
     )
     probe = _runner(checkpoint, backend, decoder, batch, smallest, adapters)
+    peak = PeakAllocation(device)
     probe.warm_up()
     # While the probe lives, its buffers are resident: what is left is left for the cache.
-    left = available_bytes(device) + smallest.num_blocks * per_block
+    left = available_bytes(device) + smallest.num_blocks * per_block - peak.transient_bytes()
+    if device.type != "cpu":
+        left -= GPU_RESERVE_BYTES
     del probe
     cache = decide_cache(
         settings,

@@ -17,6 +17,8 @@ import torch
 import triton
 import triton.language as tl
 
+from headrace.hardware.switches import is_on
+
 
 @dataclass(frozen=True, slots=True)
 class GpuTraits:
@@ -44,7 +46,7 @@ class GpuTraits:
             shared_memory=getattr(
                 properties, "shared_memory_per_block_optin", properties.shared_memory_per_block
             ),
-            dependent_launch=hopper_or_later,
+            dependent_launch=hopper_or_later and is_on("DEPENDENT_LAUNCH"),
             wide_matrix_unit=hopper_or_later,
         )
 

@@ -15,6 +15,7 @@ import torch
 from headrace.kernels.low_rank.stack import LowRankStack
 from headrace.modeling.activations import Activations
 from headrace.modeling.adapters.adapter_set import NO_UPDATES, LayerUpdates
+from headrace.modeling.fused_decoder import FusedOperations, fused_body
 from headrace.modeling.operations import (
     AttentionShape,
     Embedding,
@@ -72,6 +73,9 @@ class Decoder:
             updates: What adapters add to each layer; ``None``: no token of the step has one.
         """
         ops, eps = self.operations, self.norm_eps
+        if updates is None and isinstance(ops, FusedOperations):
+            fused_body(self, step, buffers, caches)
+            return
         ops.embed(step.token_ids, self.embedding, buffers.residual)
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             if index == 0:

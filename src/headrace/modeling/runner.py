@@ -17,7 +17,7 @@ from headrace.link.errors import ConfigurationError
 from headrace.link.sampling import SamplingParams
 from headrace.modeling.activations import Activations
 from headrace.modeling.adapters.adapter_set import NO_ADAPTER, AdapterSet
-from headrace.modeling.backends.backend import Backend
+from headrace.modeling.backends.backend import Backend, CapturesGraphs
 from headrace.modeling.batch import ScheduledTokens, StepSize, write_batch
 from headrace.modeling.decoder import Decoder
 from headrace.modeling.sampling.greedy import ChoosesMostLikely
@@ -33,6 +33,25 @@ __all__ = [
     "StepResult",
     "cache_bytes_per_block",
 ]
+
+
+WARMUP_SAMPLING = (
+    SamplingParams(
+        do_sample=True,
+        temperature=0.7,
+        top_k=50,
+        top_p=0.9,
+        typical_p=0.95,
+        repetition_penalty=1.1,
+        frequency_penalty=0.1,
+        presence_penalty=0.1,
+        logprobs=True,
+        top_n_tokens=5,
+        seed=0,
+    ),
+    SamplingParams(do_sample=True, typical_p=0.95, seed=0),
+)
+"""What the rows of a GPU's warm-up ask for: everything, then what needs no candidates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +253,9 @@ class ModelRunner:
     def warm_up(self) -> None:
         """Compute dummy steps of the largest shapes: one prompt, then one token of every row.
 
-        Keys and values go to the first cache blocks, so this is for an engine that has not served.
+        On a GPU the rows ask for everything that the sampler can do, so that its kernels are
+        compiled and its memory is taken. Keys and values go to the first cache blocks, so this is
+        for an engine that has not served.
         """
         limits = self.limits
         longest = min(limits.max_tokens, limits.max_length, limits.num_blocks * limits.block_size)
@@ -242,13 +263,27 @@ class ModelRunner:
         rows = range(min(limits.max_rows, limits.max_tokens))
         for row in rows:
             self.set_blocks(row, 0, blocks)
+        every_row = [ScheduledTokens(row, longest - 1, [0], samples=True) for row in rows]
         adapter_of_row = self._adapter_of_row
         for adapter in (NO_ADAPTER,) if adapter_of_row is None else (0, NO_ADAPTER):
             if adapter_of_row is not None:
                 adapter_of_row[:] = adapter
             self.execute([ScheduledTokens(0, 0, [0] * longest, samples=True)])
-            self.execute([ScheduledTokens(row, longest - 1, [0], samples=True) for row in rows])
+            self.execute(every_row)
             self.execute([ScheduledTokens(0, longest - 1, [0], samples=True)])
+        if self._device.type != "cpu":
+            for sampling in WARMUP_SAMPLING:
+                for row in rows:
+                    self.set_row(row, sampling, [0])
+                self.execute(every_row)
+            for row in rows:
+                self.clear_row(row)
+
+    def capture_graphs(self) -> None:
+        """Capture what the backend can replay; nothing where it cannot."""
+        for program in {id(p): p for p in (self._body, self._adapted_body, self._head)}.values():
+            if isinstance(program, CapturesGraphs):
+                program.capture()
 
     @property
     def num_bytes(self) -> int:

@@ -203,6 +203,58 @@ class Comparisons:
             return float("inf")
         return max(errors)
 
+    def rotated_decode(
+        self, contexts: list[int], heads: int, kv_heads: int, head_dim: int, window: int | None,
+        head_norm: bool,
+    ) -> float:  # fmt: skip
+        """One new token a sequence, rotated, cached and attended to in one launch."""
+        block_size, count, longest = 16, len(contexts), max(contexts)
+        blocks_each = -(-longest // block_size)
+        keys, values = self.caches(count * blocks_each, block_size, kv_heads, head_dim)
+        order = torch.randperm(count * blocks_each).view(count, blocks_each)
+        tables = order.to(torch.int32).to(self.device)
+        qkv = self.random(count, (heads + 2 * kv_heads) * head_dim)
+        cos_sin = self.random(longest, head_dim, dtype=torch.float32)
+        norms = (self.random(head_dim), self.random(head_dim)) if head_norm else (None, None)
+        positions = [max(context - 1, 0) for context in contexts]
+        slots = [
+            int(order[i, p // block_size]) * block_size + p % block_size
+            for i, p in enumerate(positions)
+        ]
+        kept = [index for index, context in enumerate(contexts) if context]
+        kept_index = torch.tensor(kept, device=self.device)
+        rows = torch.arange(count, dtype=torch.int32, device=self.device)
+        context_lengths = self.integers(contexts)
+        expected_qkv = qkv[kept_index].float()
+        expected_keys = keys.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        expected_values = values.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+        rotary_reference.rotate_and_cache(
+            expected_qkv, cos_sin, *norms, 1e-6, heads, kv_heads, expected_keys, expected_values,
+            self.integers([positions[i] for i in kept]), self.integers([slots[i] for i in kept]),
+        )  # fmt: skip
+        out = self.poisoned(count, heads * head_dim)
+        expected = self.poisoned(len(kept), heads * head_dim, dtype=torch.float32)
+        attention_reference.paged_attention(
+            expected_qkv, heads, kv_heads, head_dim**-0.5, window, expected_keys, expected_values,
+            self.integers(list(range(len(kept) + 1))), context_lengths[kept_index],
+            rows[kept_index], tables, expected,
+        )  # fmt: skip
+        # What is there before must not matter.
+        for index in kept:
+            keys[slots[index] // block_size, slots[index] % block_size] = float("nan")
+            values[slots[index] // block_size, slots[index] % block_size] = float("nan")
+        before = qkv.clone()
+        workspace = attention.AttentionWorkspace(self.device)
+        attention.paged_attention(
+            qkv, heads, kv_heads, head_dim**-0.5, window, keys, values,
+            self.integers(list(range(count + 1))), context_lengths, rows, tables, out, 1, longest,
+            workspace, self.traits, attention.Rotation(cos_sin, *norms, 1e-6),
+        )  # fmt: skip
+        if workspace.tickets.any() or not torch.equal(before, qkv):
+            return float("inf")
+        pairs = [(out[kept_index], expected), (keys, expected_keys), (values, expected_values)]
+        return max(relative_error(got, wanted) for got, wanted in pairs)
+
     def linear(
         self,
         tokens: int,
@@ -277,7 +329,8 @@ def interpreted_cases() -> Iterator[Case]:
     # Imported here: with a GPU this script is about kernels alone.
     from decoder_comparison import decoder_error
 
-    yield "decoder float16", partial(decoder_error, INTERPRETED)
+    yield "decoder fused float16", partial(decoder_error, INTERPRETED, fused=True)
+    yield "decoder separate float16", partial(decoder_error, INTERPRETED, fused=False)
     for dtype in (torch.float16, torch.float32):
         name = str(dtype).removeprefix("torch.")
         here = Comparisons(torch.device("cpu"), dtype, INTERPRETED)
@@ -300,6 +353,16 @@ def interpreted_cases() -> Iterator[Case]:
             yield (
                 f"attention {label} {name}",
                 partial(here.attention, sequences, heads, kv_heads, head_dim, window),
+            )
+        for label, contexts, heads, kv_heads, head_dim, window, head_norm in (
+            ("split", [1, 0, 131], 4, 2, 64, None, False),
+            ("window norm", [65, 37], 3, 1, 96, 21, True),
+        ):
+            yield (
+                f"rotated_decode {label} {name}",
+                partial(
+                    here.rotated_decode, contexts, heads, kv_heads, head_dim, window, head_norm
+                ),
             )
         for label, tokens, rows, columns, choice, bias, wide in (
             ("gemv", 1, 21, 100, gemv(4, 64), True, False),
@@ -351,6 +414,17 @@ def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
                         f"attention {label} {heads}/{kv_heads} {head_dim} {name}",
                         partial(here.attention, sequences, heads, kv_heads, head_dim, window),
                     )
+            for heads, kv_heads, window, head_norm in (
+                (32, 8, None, False), (9, 3, None, True), (28, 4, 128, False),
+            ):  # fmt: skip
+                for contexts in ([1, 130, 0, 2111, 16, 17, 64, 65], [333] * 70, [5000]):
+                    yield (
+                        f"rotated_decode {heads}/{kv_heads} {head_dim} x{len(contexts)} {name}",
+                        partial(
+                            here.rotated_decode, contexts, heads, kv_heads, head_dim, window,
+                            head_norm,
+                        ),
+                    )  # fmt: skip
         for rows, vocab_size in ((1, 128256), (5, 1003), (256, 128256), (3, 32000)):
             yield f"most_likely {rows} {name}", partial(here.most_likely, rows, vocab_size)
         for tokens, width, columns, bias in (

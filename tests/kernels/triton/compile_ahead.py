@@ -39,7 +39,7 @@ TARGETS = {
     "gfx942": (GPUTarget("hip", "gfx942", 64), GpuTraits(304, 65536, False, False)),
     "gfx950": (GPUTarget("hip", "gfx950", 64), GpuTraits(256, 163840, False, False)),
 }
-FLOAT16_BUILDS = {"skinny 16", "skinny 64", "decode_attention 128", "prefill_attention 128"}
+FLOAT16_BUILDS = {"skinny 16", "skinny 64", "decode_attention 128 rotated", "prefill_attention 128"}
 _INTEGERS = {
     "token_ids", "rows", "positions", "cache_slots", "query_start", "context_lengths",
     "block_tables", "tickets", "partial_ids", "sampled_tokens",
@@ -118,15 +118,17 @@ def builds(traits: GpuTraits) -> list[Build]:
             "GROUP_PADDED": 16, "TILE": decode.tile, "SHARES": decode.shares,
             "SMALLEST_SHARE": 128, "STAGES": decode.stages,
         }  # fmt: skip
-        listed.append(
-            Build(
-                f"decode_attention {head_dim}",
-                decode_attention_kernel,
-                constants | pdl,
-                decode.warps,
-                dot=True,
-            )
-        )
+        for rotate, normed in ((True, head_dim == 96), (False, False)):
+            if rotate or head_dim == 128:
+                listed.append(
+                    Build(
+                        f"decode_attention {head_dim}" + (" rotated" if rotate else ""),
+                        decode_attention_kernel,
+                        constants | {"ROTATE": rotate, "HAS_NORM": normed} | pdl,
+                        decode.warps,
+                        dot=True,
+                    )
+                )
         prefill = choose_prefill_tiling(head_dim, torch.bfloat16, traits)
         constants = shared | {
             "ROWS": prefill.rows, "TILE": prefill.tile, "SKIP_SINGLE": True,

@@ -7,6 +7,7 @@ import torch
 from headrace.checkpoint.config import ModelConfig
 from headrace.kernels.triton_launch import GpuTraits
 from headrace.modeling.activations import Activations
+from headrace.modeling.adapters.adapter_set import NO_UPDATES, LayerUpdates
 from headrace.modeling.backends.captured_graphs import step_views
 from headrace.modeling.backends.torch_backend import TorchBackend
 from headrace.modeling.backends.triton_gpu import TritonOperations
@@ -42,7 +43,10 @@ class SharedReader:
 
 
 def logits_of_steps(
-    operations: Operations, reader: SharedReader, tokens: list[int]
+    operations: Operations,
+    reader: SharedReader,
+    tokens: list[int],
+    updates: list[LayerUpdates] | None,
 ) -> torch.Tensor:
     """Logits [steps, vocab] of a prompt in two chunks, then one token at a time."""
     decoder = build_decoder(CONFIG, reader, operations)
@@ -69,20 +73,21 @@ def logits_of_steps(
         computed += count
         step = step_views(whole, count, 1, 1, count, computed)
         view = buffers.view(count, 1)
-        decoder.body(step, view, caches)
+        decoder.body(step, view, caches, updates)
         decoder.compute_logits(view)
         rows.append(view.logits[0].clone())
     return torch.stack(rows)
 
 
-def decoder_error(traits: GpuTraits) -> float:
-    """Relative error of float16 logits over all steps."""
+def decoder_error(traits: GpuTraits, fused: bool) -> float:
+    """Relative error of float16 logits over all steps; not ``fused``: as with adapters."""
+    updates = None if fused else [NO_UPDATES] * CONFIG.num_layers
     device, dtype = torch.device("cpu"), torch.float16
     reader = SharedReader(dtype)
     operations = TritonOperations(device, dtype, None, traits)
     operations.tuner.freeze()
     tokens = torch.randint(0, CONFIG.vocab_size, (22,)).tolist()
-    logits = logits_of_steps(operations, reader, tokens)
+    logits = logits_of_steps(operations, reader, tokens, updates)
     reference = TorchBackend(device, torch.float32).operations
-    expected = logits_of_steps(reference, reader, tokens)
+    expected = logits_of_steps(reference, reader, tokens, None)
     return float((logits - expected).norm() / expected.norm())

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 OPERATIONS = (
     "norms", "silu_mul", "embed", "rotate_and_cache", "attention", "linear", "gated_linear",
-    "most_likely",
+    "most_likely", "rotated_decode",
 )  # fmt: skip
 BOUNDS = {"float16": 1e-3, "float32": 2e-6}
 
@@ -41,8 +41,11 @@ def errors() -> dict[str, float]:
     return {report["case"]: report["error"] for report in reports}
 
 
-def test_decoder_over_the_kernels_agrees_with_plain_torch(errors: dict[str, float]) -> None:
-    assert errors["decoder float16"] <= 5e-3
+@pytest.mark.parametrize("way", ["fused", "separate"])
+def test_decoder_over_the_kernels_agrees_with_plain_torch(
+    way: str, errors: dict[str, float]
+) -> None:
+    assert errors[f"decoder {way} float16"] <= 5e-3
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

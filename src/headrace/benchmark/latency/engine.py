@@ -129,6 +129,8 @@ def prepare_engine(options: EngineOptions, cases: Sequence[Case]) -> MeasuredEng
         )
     runner = ModelRunner(config, decoder, choice.backend, limits)
     if on_gpu:
+        runner.warm_up()
+        runner.capture_graphs()
         torch.cuda.synchronize(choice.device)
     warm = time.perf_counter()
     dtype = _SHORT_NAMES[choice.dtype_name]

@@ -82,6 +82,22 @@ def choose_prefill_tiling(head_dim: int, dtype: torch.dtype, traits: GpuTraits) 
     return PrefillTiling(rows=64, tile=32, stages=1, warps=4)
 
 
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """What turns projected queries and keys into those of attention.
+
+    Attributes:
+        cos_sin: [positions, head_dim] float32: cosines, then sines, of the half-width.
+        query_norm: [head_dim] RMSNorm weight of each query head, or none; ``key_norm`` likewise.
+        eps: Of those norms.
+    """
+
+    cos_sin: torch.Tensor
+    query_norm: torch.Tensor | None = None
+    key_norm: torch.Tensor | None = None
+    eps: float = 0.0
+
+
 class AttentionWorkspace:
     """Float32 partial results and tickets of split contexts, shared by all layers of a device."""
 
@@ -125,10 +141,13 @@ def paged_attention(
     max_context_length: int,
     workspace: AttentionWorkspace,
     traits: GpuTraits,
+    rotation: Rotation | None = None,
 ) -> None:
     """``out[T, heads * head_dim]`` = attention of new tokens to their pages; see the reference.
 
     Args:
+        rotation: For a pure decode step (``max_query_length`` 1): ``qkv`` is as the projection
+            left it, and the new keys and values are written to the cache here.
         key_cache: [num_blocks, block_size, num_kv_heads, head_dim], any strides whose last is 1.
         value_cache: The same shape and strides.
         max_query_length: Bound on a sequence's new tokens; 1 launches the decode kernel alone.
@@ -141,6 +160,7 @@ def paged_attention(
     group = num_heads // num_kv_heads
     head_dim_padded = triton.next_power_of_2(head_dim)
     mixed = max_query_length > 1 and sequences > 1
+    unused = qkv
     if max_query_length == 1 or mixed:
         decode = choose_decode_tiling(sequences, num_kv_heads, head_dim, max_context_length, traits)
         group_padded = max(16, triton.next_power_of_2(group))
@@ -165,6 +185,10 @@ def paged_attention(
             key_cache.stride(2),
             block_tables.stride(0),
             num_kv_heads,
+            unused if rotation is None else rotation.cos_sin,
+            unused if rotation is None or rotation.query_norm is None else rotation.query_norm,
+            unused if rotation is None or rotation.key_norm is None else rotation.key_norm,
+            0.0 if rotation is None else rotation.eps,
             GROUP=group,
             GROUP_PADDED=group_padded,
             HEAD_DIM=head_dim,
@@ -175,6 +199,8 @@ def paged_attention(
             SMALLEST_SHARE=max(decode.tile, _SMALLEST_SHARE),
             WINDOW=sliding_window or 0,
             STAGES=decode.stages,
+            ROTATE=rotation is not None,
+            HAS_NORM=rotation is not None and rotation.query_norm is not None,
             num_warps=decode.warps,
             **traits.launch_options(),
         )

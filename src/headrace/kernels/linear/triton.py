@@ -50,6 +50,9 @@ class GemmChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 LIBRARY = GemmChoice()
 
+FEWEST_TOKENS_ADDED = 512
+"""From so many tokens on a library product adds to what is in its output at no cost."""
+
 
 class GemmWorkspace:
     """Float32 partial tiles and tickets of split products, shared by all linears of a device."""
@@ -154,3 +157,8 @@ def library_linear(
     torch.mm(x, weight.T, out_dtype=out.dtype, out=out)
     if bias is not None:
         out += bias
+
+
+def add_library_linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+    """``out += x @ weight.T``, the sum rounded once; through torch's matrix product."""
+    out.addmm_(x, weight.T)

@@ -100,8 +100,13 @@ def add_rms_norm(
     out: torch.Tensor,
     traits: GpuTraits,
 ) -> None:
-    """``residual += delta``, then ``out = normalise(residual)``; see ``reference.add_rms_norm``."""
-    _launch(delta, residual, weight, None, eps, out, True, traits)
+    """``residual += delta``, then ``out = normalise(residual)``; see ``reference.add_rms_norm``.
+
+    Args:
+        out: May be ``residual`` itself: then the sum is not kept.
+    """
+    keep_sum = out.data_ptr() != residual.data_ptr()
+    _launch(delta, residual, weight, None, eps, out, keep_sum, traits)
 
 
 def gather_add_rms_norm(

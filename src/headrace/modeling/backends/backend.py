@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from headrace.modeling.activations import Activations
 from headrace.modeling.operations import Operations
@@ -29,6 +29,14 @@ class Program(Protocol):
         The buffers' first T, S (``query_start``: S + 1) and R entries are filled; beyond lies
         what earlier steps left there. On a GPU the work is queued on the current stream.
         """
+
+
+@runtime_checkable
+class CapturesGraphs(Protocol):
+    """A program that can be replayed from captured graphs."""
+
+    def capture(self) -> None:
+        """Capture them, over the buffers and caches as they are now."""
 
 
 class Backend(Protocol):

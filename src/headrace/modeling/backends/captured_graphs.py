@@ -108,11 +108,16 @@ class GraphProgram:
             for count in self._mixed_sequences
             if count < tokens
         ]
+        self._buckets = buckets
+        self._graphs: dict[Bucket, torch.cuda.CUDAGraph] = {}
+
+    def capture(self) -> None:
+        """Capture a graph a bucket; until then every step is launched kernel by kernel."""
         # Everything once before anything is captured: kernels are compiled and workspaces grow.
-        for bucket in buckets:
+        for bucket in self._buckets:
             self._run_bucket(bucket)
-        pool = torch.cuda.graph_pool_handle() if buckets else None
-        self._graphs = {bucket: self._capture(bucket, pool) for bucket in buckets}
+        pool = torch.cuda.graph_pool_handle() if self._buckets else None
+        self._graphs = {bucket: self._capture(bucket, pool) for bucket in self._buckets}
 
     @torch.inference_mode()
     def run(

@@ -13,6 +13,7 @@ from typing import cast
 import torch
 
 from headrace.checkpoint.builtin import cache_directory
+from headrace.hardware.switches import is_on
 from headrace.kernels.activation import triton as activation
 from headrace.kernels.attention import triton as paged
 from headrace.kernels.embedding import triton as embedding
@@ -261,6 +262,17 @@ class TritonOperations:
         out: torch.Tensor,
     ) -> None:
         """out[T, heads * head_dim] = causal attention of the rotated queries over the pages."""
+        self._attend(qkv, shape, cache, step, out, None)
+
+    def _attend(
+        self,
+        qkv: torch.Tensor,
+        shape: AttentionShape,
+        cache: LayerCache,
+        step: StepInputs,
+        out: torch.Tensor,
+        rotation: paged.Rotation | None,
+    ) -> None:
         pages = cast(PagedCache, cache)
         paged.paged_attention(
             qkv,
@@ -279,7 +291,52 @@ class TritonOperations:
             step.max_context_length,
             self._attention_workspace,
             self.traits,
+            rotation,
         )
+
+    def rotate_and_attend(
+        self,
+        qkv: torch.Tensor,
+        cos_sin: torch.Tensor,
+        norm: HeadNorm | None,
+        shape: AttentionShape,
+        cache: LayerCache,
+        step: StepInputs,
+        out: torch.Tensor,
+    ) -> None:
+        """Both at once in a pure decode step, which leaves ``qkv`` as it was; else in turn."""
+        if step.max_query_length > 1:
+            self.rotate_and_cache(qkv, cos_sin, norm, shape, cache, step)
+            self.attention(qkv, shape, cache, step, out)
+            return
+        if norm is None:
+            rotation = paged.Rotation(cos_sin)
+        else:
+            rotation = paged.Rotation(cos_sin, norm.query, norm.key, norm.eps)
+        self._attend(qkv, shape, cache, step, out, rotation)
+
+    def linear_add_rms_norm(
+        self,
+        x: torch.Tensor,
+        weight: Linear,
+        delta: torch.Tensor,
+        residual: torch.Tensor,
+        norm_weight: torch.Tensor,
+        eps: float,
+        out: torch.Tensor,
+    ) -> None:
+        """residual += x @ weight.T + bias; out = RMSNorm(residual) * norm_weight."""
+        matrix = cast(DenseMatrix, weight)
+        if matrix.bias is None and x.shape[0] >= gemm.FEWEST_TOKENS_ADDED:
+            gemm.add_library_linear(x, matrix.weight, residual)
+            self.rms_norm(residual, norm_weight, eps, out)
+        else:
+            self.linear(x, weight, delta)
+            self.add_rms_norm(delta, residual, norm_weight, eps, out)
+
+    def gather_rows(self, source: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """out[R, W] = source[rows]."""
+        embedding.embed(rows, source, out, self.traits)
 
     def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
         """out[T, I] = silu(gate_up[:, :I]) * gate_up[:, I:]."""
@@ -335,6 +392,8 @@ class TritonBackend:
         most_graph_sequences: int = 512,
     ) -> None:
         directory = tuning_directory or cache_directory() / "tuning"
+        if tuning == "auto" and not is_on("TUNED_GEMM"):
+            tuning = "library"
         self._operations = TritonOperations(device, dtype, directory)
         if tuning == "library":
             self._operations.tuner.use_library()
@@ -342,7 +401,7 @@ class TritonBackend:
             self._operations.tuner.freeze()
         elif tuning != "auto":
             raise ConfigurationError(f"tuning must be auto, library or off, got `{tuning}`")
-        self._most_graph_sequences = most_graph_sequences
+        self._most_graph_sequences = most_graph_sequences if is_on("GRAPHS") else 0
 
     @property
     def name(self) -> str:
@@ -357,7 +416,7 @@ class TritonBackend:
     def compile(
         self, computation: Computation, step: StepInputs, activations: Activations
     ) -> GraphProgram:
-        """Tune GEMMs if that was not done yet, then capture a graph a bucket of decode steps."""
+        """Tune GEMMs if that was not done yet; graphs are captured by the program's ``capture``."""
         self._operations.tune()
         most = min(self._most_graph_sequences, step.rows.shape[0], activations.logits.shape[0])
         return GraphProgram(computation, step, activations, most)
