@@ -43,19 +43,16 @@ def learnt(encoder, row):
 
 
 def test_loss_is_on_assistant_turns_only(encoder):
-    chat = Chat(
-        tuple(
-            {"role": role, "content": text}
-            for role, text in (("user", "one"), ("assistant", "two"), ("user", "three"))
-        )
-        + ({"role": "assistant", "content": "four"},),
-        (False, True, False, True),
-    )
+    turns = (("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four"))
+    messages = tuple({"role": role, "content": text} for role, text in turns)
+    chat = Chat(messages, (False, True, False, True))
     row = encoder().encode(chat)
     whole = "<turn>user:one</s><turn>assistant:two</s><turn>user:three</s><turn>assistant:four</s>"
     assert encoder.text(row.input_ids) == whole
     assert learnt(encoder, row) == "two</s>four</s>"
-    assert all(label in (IGNORED, token) for label, token in zip(row.labels, row.input_ids))
+    assert all(
+        label in (IGNORED, token) for label, token in zip(row.labels, row.input_ids, strict=True)
+    )
     assert learnt(encoder, encoder("all").encode(chat)) == whole
 
 

@@ -19,22 +19,10 @@ from headrace.hardware.processor import usable_cores
 
 pytestmark = pytest.mark.skipif(usable_cores() < 2, reason="two processes need two cores")
 
-FLAGS = [
-    "--device",
-    "cpu",
-    "--processes",
-    "2",
-    "--base-precision",
-    "fp32",
-    "--learning-rate",
-    "1e-2",
-    "--log-every",
-    "1",
-    "--save-every",
-    "3",
-    "--max-steps",
-    "5",
-]
+FLAGS = (
+    *("--device", "cpu", "--processes", "2", "--base-precision", "fp32", "--learning-rate", "1e-2"),
+    *("--log-every", "1", "--save-every", "3", "--max-steps", "5"),
+)
 
 
 def command(model: Path, data: Path, out: Path, *more: str) -> list[str]:

@@ -163,7 +163,7 @@ def test_a_resume_must_be_the_same_run(train, tmp_path):
     with pytest.raises(ConfigurationError, match="rows differ"):
         train(out, data=other, max_steps=2, resume=True)
     job = RunDirectory(out).read_job()
-    with pytest.raises(ConfigurationError, match="was trained on .*, not on /another"):
+    with pytest.raises(ConfigurationError, match=r"was trained on .*, not on /another"):
         RunDirectory(out).accept(msgspec.structs.replace(job, model="/another"), [])
 
 
