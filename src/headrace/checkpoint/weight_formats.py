@@ -53,14 +53,13 @@ WEIGHT_FORMATS: dict[str, WeightFormat] = {
             group_bytes=4,
             meaning="1 byte an element, a float32 scale a row",
         ),
-        # QLoRA (arXiv:2305.14314): blocks of 64 elements, whose float32 scales are themselves
-        # held in 8 bits with a float32 scale for 256 of them.
+        # QLoRA (arXiv:2305.14314), without its quantization of the scales.
         WeightFormat(
             name="nf4",
             bits=4,
             group=64,
-            group_bytes=1 + 4 / 256,
-            meaning="half a byte an element, 1 + 4/256 bytes of scales for 64",
+            group_bytes=4,
+            meaning="half a byte an element, a float32 scale for 64",
         ),
         WeightFormat(
             name="gptq",

@@ -6,18 +6,21 @@ intermediate, Q and K widths of all query and all key heads, r rank; counted wit
 only the gradient of its input is wanted.
 
 * Each RMSNorm: its input in float32 (4 H, twice read, kept once) and the inverse root (4). Fused:
-  the input as it came (2 H) and the inverse root.
+  the input as it came (2 H).
 * Each adapter with dropout: the mask (H on a GPU, as wide as the element on a CPU), the dropped
   input (2 H, or 4 H where adapters compute in float32) and ``x @ A`` (2 r or 4 r). Without
   dropout the input is kept once for all adapters that read it, unless each casts it for itself.
   Fused: the input once (2 H), ``x @ A`` of each (2 r), no mask.
 * Head norms (Qwen3): like RMSNorm over Q and K.
-* Rotary positions: the tables of cosines and sines, shared by all layers.
+* Rotary positions: the tables of cosines and sines, shared by all layers. Fused: each layer's
+  halves of them in float32.
 * Attention (flash): Q, K, V and the output (4 Q + 4 K), the log-sum-exp of each head (4).
 * The gated feed-forward: gate, ``silu(gate)`` and up (6 I). Fused: gate and up (4 I).
 * Final norm; then head and loss: the log-softmax in float32 (4 V) and, at the peak, the gradient
-  of the loss by it and by the logits (4 V each). Fused: the gradient of the hidden state (2 H) and
-  the logits of one chunk of rows.
+  of the loss by it and by the logits (4 V each). Fused: the hidden states, their gradient (2 H
+  each) and the logits of one piece of rows.
+
+Where whole layers are fused, ``fused_layer.py`` has the list.
 
 The embedding's output needs no gradient: the first layer saves neither its input norm nor masks,
 unless gradient checkpointing makes it.
@@ -28,6 +31,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.checkpoint.config import ModelConfig
+from headrace.finetuning.placement import fused_layer
 from headrace.finetuning.placement.parameter_counts import adapted_projections
 from headrace.finetuning.placement.workload import TrainingWorkload
 
@@ -40,6 +44,9 @@ _READERS = (
 """Which projections read the same tensor."""
 
 _FP32 = 4
+
+LOSS_PIECE_ELEMENTS = 1 << 29
+"""Logits that the fused head computes at once (``PIECE_ELEMENTS`` of ``fused/head_loss.py``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,8 @@ def layer_tensors(config: ModelConfig, workload: TrainingWorkload) -> tuple[Save
     element = workload.element_bytes
     kept = [_norm("input norm", config.hidden_size, workload, first=True)]
     kept += _adapters(config, workload, *_READERS[0])
+    if workload.fused.rotary:
+        kept.append(SavedTensor("rotary tables", _FP32 * config.head_dim))
     if config.qk_norm:
         kept += [
             _norm("query norm", config.q_size, workload, rows=config.num_heads),
@@ -78,7 +87,7 @@ def layer_tensors(config: ModelConfig, workload: TrainingWorkload) -> tuple[Save
     kept.append(_norm("post-attention norm", config.hidden_size, workload))
     kept += _adapters(config, workload, *_READERS[2])
     kept.append(SavedTensor("gate", element * config.intermediate_size))
-    if not _fused(workload, "swiglu"):
+    if not workload.fused.swiglu:
         kept.append(SavedTensor("silu(gate)", element * config.intermediate_size))
     kept.append(SavedTensor("up", element * config.intermediate_size))
     kept += _adapters(config, workload, *_READERS[3])
@@ -101,7 +110,9 @@ def saved_bytes(config: ModelConfig, workload: TrainingWorkload) -> int:
     """
     tables = 2 * workload.element_bytes * config.head_dim * workload.row_tokens
     a_token = _norm("final norm", config.hidden_size, workload).bytes
-    if workload.gradient_checkpointing:
+    if workload.fused.decoder_layer:
+        a_token += config.num_layers * fused_layer.kept_bytes(config, workload)
+    elif workload.gradient_checkpointing:
         a_token += config.num_layers * workload.element_bytes * config.hidden_size
     else:
         a_token += layer_bytes(config, workload, first=True)
@@ -112,45 +123,34 @@ def saved_bytes(config: ModelConfig, workload: TrainingWorkload) -> int:
 def loss_bytes(config: ModelConfig, workload: TrainingWorkload) -> int:
     """Bytes of all that head and loss hold at their peak, for all tokens together."""
     if workload.fused.cross_entropy:
-        gradient = workload.element_bytes * config.hidden_size * workload.tokens
-        return gradient + _FP32 * config.vocab_size * loss_chunk_rows(config, workload.tokens)
+        rows = min(workload.tokens, max(1, LOSS_PIECE_ELEMENTS // config.vocab_size))
+        states = 2 * config.hidden_size * workload.tokens
+        return workload.element_bytes * (states + config.vocab_size * rows)
     return 3 * _FP32 * config.vocab_size * workload.tokens
 
 
-def loss_chunk_rows(config: ModelConfig, tokens: int) -> int:
-    """Rows of one chunk of a fused cross-entropy, whose logits are as large as the hidden states.
-
-    Liger-Kernel's rule (https://github.com/linkedin/Liger-Kernel): tokens over vocabulary over
-    hidden size, rounded up to a power of two.
-    """
-    parts = -(-config.vocab_size // config.hidden_size)
-    rows = -(-tokens // parts)
-    return int(1 << (rows - 1).bit_length())
-
-
 def backward_bytes(config: ModelConfig, workload: TrainingWorkload) -> int:
-    """Bytes a token of the gradients that exist at once while one layer runs backward.
+    """Bytes a token of what exists at once, beside what was kept, while one layer runs backward.
 
-    The gradients of the product, of ``silu(gate)`` and of up (6 I; fused: the product's, the others
-    overwrite what was saved), or the float32 intermediates of an unfused norm, beside the gradients
-    of the residual stream and of the branch.
+    The gradients of the product, of ``silu(gate)`` and of up (6 I; fused: of the product, and of
+    gate and up together), or the float32 intermediates of an unfused norm, beside the gradients of
+    the residual stream and of the branch; with gradient checkpointing also what a layer keeps.
     """
+    if workload.fused.decoder_layer:
+        return fused_layer.backward_bytes(config, workload)
     inner, hidden, element = config.intermediate_size, config.hidden_size, workload.element_bytes
-    feed_forward = (1 if _fused(workload, "swiglu") else 3) * element * inner
-    norm = (element if _fused(workload, "rms_norm") else 4 * _FP32) * hidden
-    return max(feed_forward, norm) + 2 * element * hidden
-
-
-def _fused(workload: TrainingWorkload, piece: str) -> bool:
-    """Whether a piece of a layer runs fused, by itself or with the whole layer."""
-    return workload.fused.decoder_layer or bool(getattr(workload.fused, piece))
+    feed_forward = 3 * element * inner
+    norm = (element if workload.fused.rms_norm else 4 * _FP32) * hidden
+    again = layer_bytes(config, workload) if workload.gradient_checkpointing else 0
+    return max(feed_forward, norm) + 2 * element * hidden + again
 
 
 def _norm(
     name: str, width: int, workload: TrainingWorkload, *, rows: int = 1, first: bool = False
 ) -> SavedTensor:
-    element = workload.element_bytes if _fused(workload, "rms_norm") else _FP32
-    return SavedTensor(name, element * width + _FP32 * rows, needs_input_gradient=first)
+    if workload.fused.rms_norm or workload.fused.decoder_layer:
+        return SavedTensor(name, workload.element_bytes * width, needs_input_gradient=first)
+    return SavedTensor(name, _FP32 * (width + rows), needs_input_gradient=first)
 
 
 def _adapters(
@@ -162,7 +162,7 @@ def _adapters(
     if not adapted:
         return []
     width = shapes[adapted[0]][1]
-    fused = _fused(workload, "lora_linear")
+    fused = workload.fused.lora_linear
     casts = workload.adapter_dtype == "fp32" and workload.element_bytes < _FP32 and not fused
     element = _FP32 if casts and not workload.autocast else workload.element_bytes
     kept = [SavedTensor(f"{name} x @ A", element * workload.rank) for name in adapted]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from headrace.checkpoint.config import ModelConfig
-from headrace.finetuning.placement.memory_plan import MemoryPlan, Placement, plan_memory
+from headrace.finetuning.placement.memory_plan import MemoryPlan, plan_memory
+from headrace.finetuning.placement.placements import Placement
 from headrace.finetuning.placement.workload import TrainingWorkload
 from headrace.link.errors import ConfigurationError
 

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from math import ceil, prod
 
 from headrace.checkpoint.config import ModelConfig
 from headrace.checkpoint.expected_tensors import EMBEDDING, FINAL_NORM, HEAD, expected_tensors
 from headrace.checkpoint.sizes import quantized_weight_bytes
-from headrace.checkpoint.weight_formats import WEIGHT_FORMATS
+from headrace.checkpoint.weight_formats import WEIGHT_FORMATS, WeightFormat
 from headrace.finetuning.placement.activations import (
     backward_bytes,
-    layer_bytes,
     loss_bytes,
     saved_bytes,
 )
+from headrace.finetuning.placement.effective_pieces import effective_pieces
 from headrace.finetuning.placement.parameter_counts import (
     ParameterCounts,
     adapter_parameters,
     count_parameters,
     projection_shapes,
 )
+from headrace.finetuning.placement.placements import Placement
 from headrace.finetuning.placement.workload import (
     ADAPTER_DTYPES,
     BASE_FORMATS,
     TrainingWorkload,
 )
 from headrace.link.errors import ConfigurationError
+
+__all__ = ["MemoryPart", "MemoryPlan", "Placement", "plan_memory"]
 
 CONTEXT_BYTES = 640 * 2**20
 """The driver's context, loaded kernels and the libraries' workspaces, outside torch's allocator or
@@ -41,20 +43,6 @@ FRAGMENTATION = 0.03
 
 ZERO3_LIVE_PARAMETERS = 10**9
 """DeepSpeed's ``stage3_max_live_parameters``: most parameters gathered at once."""
-
-
-class Placement(StrEnum):
-    """How a run is spread over devices."""
-
-    SINGLE = "single"
-    DDP = "ddp"
-    FSDP2 = "fsdp2"
-    ZERO3 = "zero3"
-
-    @property
-    def shards(self) -> bool:
-        """Each device holds a part of the weights and gathers a layer when it needs it."""
-        return self in (Placement.FSDP2, Placement.ZERO3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +110,8 @@ def plan_memory(
     """
     if devices < 1 or (placement is Placement.SINGLE and devices != 1):
         raise ConfigurationError(f"placement {placement} cannot use {devices} devices")
+    pieces = effective_pieces(config, workload.fused, placement)
+    workload = replace(workload, fused=pieces)
     shares = devices if placement.shards else 1
     counts = count_parameters(config, workload.rank, workload.target_modules)
     parts = [
@@ -139,13 +129,12 @@ def plan_memory(
         MemoryPart(
             "fragmentation",
             ceil(FRAGMENTATION * coming_and_going),
-            f"{FRAGMENTATION:.0%} of activations, loss and gradients of activations",
+            f"{FRAGMENTATION:.0%} of activations, loss and gradients",
             allocated=False,
         )
     )
-    parts.append(
-        MemoryPart("context", CONTEXT_BYTES, "driver, kernels, libraries", allocated=False)
-    )
+    what = "driver, kernels, libraries" if workload.on_gpu else "Python and libraries"
+    parts.append(MemoryPart("context", CONTEXT_BYTES, what, allocated=False))
     if devices > 1:
         parts.append(
             MemoryPart(
@@ -161,6 +150,9 @@ def _weights(config: ModelConfig, workload: TrainingWorkload, shares: int) -> Me
     how = f"projections {format.name} ({format.meaning}), the rest bf16"
     if format.name == "bf16":
         how = "2 bytes a parameter"
+    if workload.base_precision == "fp8" and workload.fp8_transposed:
+        total += _projection_bytes(config, format) * config.num_layers
+        how += ", projections a second time, transposed"
     if shares > 1:
         how += f", over {shares} devices"
     return MemoryPart("frozen weights", ceil(total / shares), how)
@@ -197,7 +189,7 @@ def _gathered(
     if not placement.shards or devices == 1:
         return []
     format = WEIGHT_FORMATS[BASE_FORMATS[workload.base_precision]]
-    layer = sum(format.matrix_bytes(*shape) for shape in projection_shapes(config).values())
+    layer = _projection_bytes(config, format)
     outside = sum(
         2 * prod(shape)
         for name, shape in expected_tensors(config).items()
@@ -224,50 +216,52 @@ def _gathered(
     ]
 
 
+def _projection_bytes(config: ModelConfig, format: WeightFormat) -> int:
+    """Of the seven projections of one layer."""
+    return sum(format.matrix_bytes(*shape) for shape in projection_shapes(config).values())
+
+
 def _step(config: ModelConfig, workload: TrainingWorkload) -> tuple[list[MemoryPart], str]:
     """What comes and goes, at the larger of two moments: the loss, and the last layer backward."""
     tokens = workload.tokens
     saved = saved_bytes(config, workload)
     loss = loss_bytes(config, workload)
-    transient = backward_bytes(config, workload) * tokens
-    again = 0
-    if workload.gradient_checkpointing:
-        again = layer_bytes(config, workload) * tokens
-    kept = "inputs of layers" if workload.gradient_checkpointing else "saved for backward"
+    backward = backward_bytes(config, workload) * tokens
+    kept = "what checkpointing keeps" if workload.gradient_checkpointing else "saved for backward"
     activations = MemoryPart(
         "activations", saved, f"{tokens:,} tokens × {saved // tokens:,} bytes, {kept}"
     )
-    if loss >= again + transient:
+    if loss >= backward:
         how = (
-            "one chunk's logits and the gradient of the hidden states"
+            "hidden states, their gradient, one piece's logits"
             if workload.fused.cross_entropy
             else f"{tokens:,} tokens × {config.vocab_size:,} × 12 bytes: log-softmax, two gradients"
         )
-        return [activations, MemoryPart("logits and loss", loss, how)], "at the loss"
-    parts = [activations]
-    if again:
-        parts.append(
-            MemoryPart("recomputed layer", again, f"{tokens:,} tokens × {again // tokens:,} bytes")
-        )
-    parts.append(
-        MemoryPart(
-            "gradients of activations",
-            transient,
-            f"{tokens:,} tokens × {transient // tokens:,} bytes, of the feed-forward block",
-        )
+        return [activations, MemoryPart("head and loss", loss, how)], "at the loss"
+    what = "a layer again and " if workload.gradient_checkpointing else ""
+    part = MemoryPart(
+        "backward of a layer",
+        backward,
+        f"{tokens:,} tokens × {backward // tokens:,} bytes: {what}gradients of activations",
     )
-    return parts, "in the last layer's backward pass"
+    return [activations, part], "in the last layer's backward pass"
 
 
 def _workspace(config: ModelConfig, workload: TrainingWorkload) -> MemoryPart | None:
     """What a quantized base needs to be multiplied with."""
-    shapes = projection_shapes(config).values()
+    shapes = projection_shapes(config)
+    largest = max(prod(shape) for shape in shapes.values())
+    if workload.fused.decoder_layer:
+        # Gate and up are one matrix there.
+        largest = 2 * prod(shapes["gate_proj"])
     if workload.base_precision == "4bit":
-        largest = max(2 * prod(shape) for shape in shapes)
-        return MemoryPart("workspace", largest, "the largest matrix, unpacked to bf16 for its use")
+        return MemoryPart("workspace", 2 * largest, "the largest matrix in bf16, for its use")
     if workload.base_precision == "fp8":
-        widest = max(max(shape) for shape in shapes)
+        widest = max(max(shape) for shape in shapes.values())
+        turned = 0 if workload.fp8_transposed else largest
         return MemoryPart(
-            "workspace", workload.tokens * widest, "the widest input, rounded to fp8 for its use"
+            "workspace",
+            workload.tokens * widest + turned,
+            "the widest input in fp8" + (", the largest matrix transposed" if turned else ""),
         )
     return None

@@ -9,8 +9,9 @@ from rich.table import Table
 
 from headrace.checkpoint.config import ModelConfig
 from headrace.finetuning.placement.choose import choose_placement
-from headrace.finetuning.placement.memory_plan import MemoryPlan, Placement
+from headrace.finetuning.placement.memory_plan import MemoryPlan
 from headrace.finetuning.placement.parameter_counts import ParameterCounts, count_parameters
+from headrace.finetuning.placement.placements import Placement
 from headrace.finetuning.placement.workload import TrainingWorkload
 from headrace.hardware.known_devices import KnownDevice, known_device
 from headrace.link.errors import ConfigurationError

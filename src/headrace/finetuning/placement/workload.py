@@ -14,14 +14,7 @@ ADAPTER_DTYPES = {"fp32": 4, "bf16": 2}
 """dtype of the adapters to the bytes of an element."""
 
 
-UNFUSED = FusedPieces(
-    decoder_layer=False,
-    merged_projections=False,
-    lora_linear=False,
-    rms_norm=False,
-    swiglu=False,
-    cross_entropy=False,
-)
+UNFUSED = FusedPieces(**dict.fromkeys(FusedPieces.__dataclass_fields__, False))
 """Stock Transformers and PEFT."""
 
 
@@ -40,6 +33,7 @@ class TrainingWorkload:
         dropout: On the adapters' input.
         adapter_dtype: A key of ``ADAPTER_DTYPES``; the optimizer's state is float32 in any case.
         autocast: Adapters of ``fp32`` over a base in bf16 compute in bf16.
+        fp8_transposed: A base in FP8 is kept a second time, transposed for the backward pass.
         on_gpu: Dropout masks take one byte an element there, on a CPU as much as the element.
     """
 
@@ -53,6 +47,7 @@ class TrainingWorkload:
     dropout: float = 0.0
     adapter_dtype: str = "fp32"
     autocast: bool = True
+    fp8_transposed: bool = False
     on_gpu: bool = True
 
     def __post_init__(self) -> None:
