@@ -31,6 +31,7 @@ def command(settings: Assembled) -> int:
     from headrace.cli.serving.processes import run_server
     from headrace.cli.serving.ready_line import ready_line
     from headrace.engine.log_setup import configure_logging
+    from headrace.link.adapters import check_names
     from headrace.transport.listening import bind
 
     configure_logging(settings.transport.json_output)
@@ -38,6 +39,7 @@ def command(settings: Assembled) -> int:
     checkpoint = resolve(settings.engine.model, settings.engine.revision)
     is_chat = "default" in checkpoint.chat_templates
     name = settings.transport.served_model_name or checkpoint.model_id
+    check_names(settings.engine.lora_adapters, name)
 
     def on_ready(port: int) -> None:
         click.echo(ready_line(settings.transport, port, name, is_chat=is_chat))

@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from headrace.link.errors import InvalidRequest
+from headrace.link.errors import ConfigurationError, InvalidRequest
 
 _NAME = re.compile(r"[\w./:@+~-]{1,256}")
+
+PLACEHOLDERS = ("tgi", "dummy")
+"""What clients written for TGI send as ``model`` in place of a name: its documentation's, and that
+of ``huggingface_hub.InferenceClient(base_url=...)``."""
 
 NAME_RULE = "1 to 256 letters, digits and . _ - / : @ + ~"
 
@@ -28,3 +32,18 @@ def check_adapter(field: str, name: str | None, served: Collection[str]) -> None
     known = ", ".join(f"`{one}`" for one in served)
     bound = f"one of the served adapters {known}" if known else "absent: no adapters are served"
     raise InvalidRequest(field, name, bound)
+
+
+def check_names(adapters: Collection[str], model: str) -> None:
+    """Refuse names of adapters that a client could not tell from the model's.
+
+    Raises:
+        ConfigurationError: Names the first.
+    """
+    for name in adapters:
+        if not is_adapter_name(name):
+            raise ConfigurationError(f"an adapter's name must be {NAME_RULE}, got {name!r}")
+        if name in (model, *PLACEHOLDERS):
+            raise ConfigurationError(
+                f"adapter `{name}`: this name means the base model; take another"
+            )

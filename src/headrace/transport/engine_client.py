@@ -120,6 +120,11 @@ class EngineClient:
         return self._limits
 
     @property
+    def adapters(self) -> list[str]:
+        """Names of the adapters that the latest engine serves."""
+        return [] if self._limits is None else self._limits.adapters
+
+    @property
     def stats(self) -> EngineStats | None:
         """The latest snapshot of the living engine."""
         return self._stats

@@ -57,6 +57,13 @@ CacheSalt = Annotated[
         description="Cached prefixes are shared only among requests of the same salt.",
     ),
 ]
+AdapterId = Annotated[
+    str,
+    Field(
+        max_length=256,
+        description="Name of the LoRA adapter that computes the text; null: the base model.",
+    ),
+]
 LogitBias = Annotated[
     dict[str, Annotated[float, Field(ge=-100.0, le=100.0)]],
     Field(description="Token id (as a string) to a value added to its logit.", max_length=1024),

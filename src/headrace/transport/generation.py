@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from headrace.link.adapters import check_adapter
 from headrace.link.errors import ErrorCode, InvalidRequest
 from headrace.link.messages import EngineReady, Submit
 from headrace.link.sampling import MAX_SEED, SamplingParams
@@ -38,6 +39,7 @@ class GenerationSpec:
         sequences: How many to generate for each prompt.
         prompt_field: What the client calls the prompt.
         length_field: What the client calls ``max_new_tokens``.
+        adapter: Name of the adapter that computes it; ``None``: the base model alone.
     """
 
     prompts: Sequence[Prompt]
@@ -47,6 +49,7 @@ class GenerationSpec:
     cache_salt: str = ""
     prompt_field: str = "inputs"
     length_field: str = "max_new_tokens"
+    adapter: str | None = None
 
     @property
     def total_sequences(self) -> int:
@@ -71,6 +74,7 @@ class Generation:
     Attributes:
         sequences: In the order of the reply.
         timing: When what happened.
+        adapter: Name of the adapter that computes it, or ``None``.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Generation:
         sequences: list[GeneratedSequence],
         sampling: SamplingParams,
         context: RequestContext,
+        adapter: str | None,
     ) -> None:
         self._service = service
         self._stream = stream
@@ -91,6 +96,7 @@ class Generation:
         self._deadline: asyncio.TimerHandle | None = None
         self.sequences = sequences
         self.sampling = sampling
+        self.adapter = adapter
         self.timing = Timing(arrived=context.arrived, validated=time.monotonic())
         if context.timeout is not None:
             remaining = context.arrived + context.timeout - time.monotonic()
@@ -167,6 +173,7 @@ class Generation:
         self.timing.ended = time.monotonic()
         self._context.prompt_tokens = self.prompt_tokens
         self._context.generated_tokens = self.generated_tokens
+        self._context.adapter = self.adapter
         if self.finished:
             self._service.metrics.count_generation(self)
 
@@ -185,7 +192,7 @@ async def start(service: Service, spec: GenerationSpec, context: RequestContext)
         HeadraceError: refused, before anything was sent to the engine.
     """
     count = spec.total_sequences
-    service.client.require_ready()
+    check_adapter("adapter_id", spec.adapter, service.client.require_ready().adapters)
     service.admission.enter(count)
     try:
         prompts = [await service.encoder.encode(prompt) for prompt in spec.prompts]
@@ -274,6 +281,7 @@ def _submit(
                 sampling=msgspec.structs.replace(sampling, seed=own_seed, stop=()),
                 priority=spec.priority,
                 cache_salt=spec.cache_salt,
+                adapter=spec.adapter,
             )
             submits.append(submit)
             sequences.append(
@@ -287,4 +295,4 @@ def _submit(
                 )
             )
     stream = service.client.submit(submits)
-    return Generation(service, stream, sequences, fitted[0][1], context)
+    return Generation(service, stream, sequences, fitted[0][1], context, spec.adapter)

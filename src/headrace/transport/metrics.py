@@ -72,6 +72,12 @@ class Metrics:
         self._skipped = tokens(
             "tgi_request_skipped_tokens", "Tokens that speculation saved (there is none: always 0)"
         )
+        self._adapter_requests = Counter(
+            "headrace_adapter_requests", "Generations that ended", ["adapter"], registry=registry
+        )
+        self._adapter_tokens = Counter(
+            "headrace_adapter_generated_tokens", "Tokens generated", ["adapter"], registry=registry
+        )
         self.time_to_first_token = latency(
             "headrace_time_to_first_token_seconds", "Seconds from arrival to the first token"
         )
@@ -103,6 +109,9 @@ class Metrics:
         self._input.observe(generation.prompt_tokens)
         self._max_new.observe(generation.sampling.max_new_tokens or 0)
         self._skipped.observe(0)
+        if generation.adapter is not None:
+            self._adapter_requests.labels(generation.adapter).inc()
+            self._adapter_tokens.labels(generation.adapter).inc(generation.generated_tokens)
 
     def exposition(self) -> bytes:
         """All metrics in Prometheus's text format."""

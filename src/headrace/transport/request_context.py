@@ -34,6 +34,7 @@ class RequestContext:
         direct_send: The server's own ``send``, for the body of a stream that has begun: each
             layer of middleware would cost every token another coroutine.
         failure: Kind of the error that the client was told.
+        adapter: Name of the adapter that computed it.
     """
 
     request_id: str
@@ -44,6 +45,7 @@ class RequestContext:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     failure: str | None = None
+    adapter: str | None = None
 
 
 def context_of(scope: Scope) -> RequestContext:
@@ -127,5 +129,6 @@ class RequestContextMiddleware:
                     seconds=round(time.monotonic() - context.arrived, 4),
                     prompt_tokens=context.prompt_tokens,
                     generated_tokens=context.generated_tokens,
+                    **({"adapter": context.adapter} if context.adapter else {}),
                     **({"error": context.failure} if context.failure else {}),
                 )

@@ -43,8 +43,10 @@ def chat_prompt(request: ChatRequest, settings: TransportSettings) -> Chat:
     return Chat(messages)
 
 
-def read_chat(request: ChatRequest, settings: TransportSettings) -> GenerationSpec:
-    """The generation that ``request`` asks for.
+def read_chat(
+    request: ChatRequest, settings: TransportSettings, adapter: str | None
+) -> GenerationSpec:
+    """The generation that ``request`` asks for, by ``adapter``.
 
     Raises:
         HeadraceError: parameters that contradict each other or exceed the settings.
@@ -64,6 +66,7 @@ def read_chat(request: ChatRequest, settings: TransportSettings) -> GenerationSp
         sequences=check_at_most("n", request.n or 1, settings.max_best_of, "max_best_of"),
         priority=request.priority or 0,
         cache_salt=request.cache_salt or "",
+        adapter=adapter,
         prompt_field="messages",
         length_field="max_tokens" if request.max_tokens else "max_completion_tokens",
         sampling=read_sampling(
@@ -95,7 +98,9 @@ class WholeChat:
 
     def build(self) -> tuple[bytes, Headers]:
         """The document; it has no headers of its own."""
-        document = envelope(self._service, self._identifier, "chat.completion")
+        document = envelope(
+            self._service, self._identifier, "chat.completion", self._generation.adapter
+        )
         document["choices"] = [self._choice(sequence) for sequence in self._generation.sequences]
         document["usage"] = usage(self._generation)
         return msgspec.json.encode(document), []

@@ -25,8 +25,10 @@ from headrace.transport.service import Service
 from headrace.transport.settings import TransportSettings
 
 
-def read_completion(request: CompletionRequest, settings: TransportSettings) -> GenerationSpec:
-    """The generation that ``request`` asks for.
+def read_completion(
+    request: CompletionRequest, settings: TransportSettings, adapter: str | None
+) -> GenerationSpec:
+    """The generation that ``request`` asks for, by ``adapter``.
 
     Raises:
         HeadraceError: parameters that contradict each other or exceed the settings.
@@ -62,6 +64,7 @@ def read_completion(request: CompletionRequest, settings: TransportSettings) -> 
         sequences=best_of,
         priority=request.priority or 0,
         cache_salt=request.cache_salt or "",
+        adapter=adapter,
         prompt_field="prompt",
         length_field="max_tokens",
         sampling=read_sampling(
@@ -164,7 +167,9 @@ class WholeCompletion:
 
     def build(self) -> tuple[bytes, Headers]:
         """The document; it has no headers of its own."""
-        document = envelope(self._service, self._identifier, "text_completion")
+        document = envelope(
+            self._service, self._identifier, "text_completion", self._generation.adapter
+        )
         document["choices"] = [
             self._choice(index, sequence) for index, sequence in enumerate(self._chosen())
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from headrace.link.adapters import PLACEHOLDERS
 from headrace.link.errors import InvalidRequest
 from headrace.link.messages import FINISH_LENGTH
 from headrace.link.sampling import SamplingParams
@@ -15,27 +16,31 @@ from headrace.transport.sampling_request import check_stop, read_logit_bias
 from headrace.transport.service import Service
 from headrace.transport.settings import TransportSettings
 
-# What clients written for TGI send in place of a name: its documentation's, and that of
-# huggingface_hub.InferenceClient(base_url=...).
-_PLACEHOLDERS = ("tgi", "dummy")
 
-
-def check_model(service: Service, name: str | None) -> None:
-    """Refuse a model that is not served; its absence and placeholders name the served one.
+def named_adapter(service: Service, name: str | None) -> str | None:
+    """The adapter that ``model`` names; ``None``: the served model, which its absence names too.
 
     Raises:
-        RequestFailure: 404.
+        RequestFailure: 404: no such model is served.
     """
-    if name in (None, "", *_PLACEHOLDERS, service.model.model_id):
-        return
+    if name in (None, "", *PLACEHOLDERS, service.model.model_id):
+        return None
+    adapters = service.client.adapters
+    if name in adapters:
+        return name
     shown = str(name)[:80]
     failure = RequestFailure(
-        f"the model `{shown}` is not served here; `{service.model.model_id}` is",
+        f"the model `{shown}` is not served here; {_served(service)}",
         status=404,
         error_type="model_not_found",
     )
     failure.param = "model"
     raise failure
+
+
+def _served(service: Service) -> str:
+    names = [f"`{name}`" for name in (service.model.model_id, *service.client.adapters)]
+    return f"{names[0]} is" if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]} are"
 
 
 def read_sampling(
@@ -104,12 +109,12 @@ def usage(generation: Generation) -> dict[str, Any]:
     }
 
 
-def envelope(service: Service, identifier: str, kind: str) -> dict[str, Any]:
-    """The fields that every reply and every chunk bear."""
+def envelope(service: Service, identifier: str, kind: str, adapter: str | None) -> dict[str, Any]:
+    """The fields that every reply and every chunk bear; an adapter is named as the model."""
     return {
         "id": identifier,
         "object": kind,
         "created": int(time.time()),
-        "model": service.model.model_id,
+        "model": adapter or service.model.model_id,
         "system_fingerprint": service.fingerprint,
     }

@@ -18,7 +18,7 @@ from headrace.transport.openai.completions import (
     WholeCompletion,
     read_completion,
 )
-from headrace.transport.openai.generation import check_model, envelope, wants_usage
+from headrace.transport.openai.generation import envelope, named_adapter, wants_usage
 from headrace.transport.openai.schema import (
     ChatCompletion,
     ChatRequest,
@@ -67,16 +67,16 @@ async def chat(request: Request, document: dict[str, Any]) -> Response:
     """Answer a chat request."""
     body = validate(ChatRequest, document)
     service = service_of(request)
-    check_model(service, body.model)
+    adapter = named_adapter(service, body.model)
     apply_timeout(request.scope, service.settings.request_timeout)
-    spec = read_chat(body, service.settings)
+    spec = read_chat(body, service.settings, adapter)
     generation = await start(service, spec, context_of(request.scope))
     identifier = f"chatcmpl-{unique_name()}"
     if not body.stream:
         whole = WholeChat(service, generation, body, identifier)
         return WholeReply(generation, whole.build, whole.keep if whole.with_logprobs else None)
     writer = ChunkWriter(
-        envelope(service, identifier, "chat.completion.chunk"),
+        envelope(service, identifier, "chat.completion.chunk", adapter),
         generation,
         ChatChoices(service, body),
         with_usage=wants_usage(body),
@@ -88,9 +88,9 @@ async def completion(request: Request, document: dict[str, Any]) -> Response:
     """Answer a legacy completion request."""
     body = validate(CompletionRequest, document)
     service = service_of(request)
-    check_model(service, body.model)
+    adapter = named_adapter(service, body.model)
     apply_timeout(request.scope, service.settings.request_timeout)
-    spec = read_completion(body, service.settings)
+    spec = read_completion(body, service.settings, adapter)
     generation = await start(service, spec, context_of(request.scope))
     identifier = f"cmpl-{unique_name()}"
     if not body.stream:
@@ -100,7 +100,7 @@ async def completion(request: Request, document: dict[str, Any]) -> Response:
         )
     choices = CompletionChoices(service, body)
     writer = ChunkWriter(
-        envelope(service, identifier, "text_completion"),
+        envelope(service, identifier, "text_completion", adapter),
         generation,
         choices,
         with_usage=wants_usage(body),
@@ -111,8 +111,10 @@ async def completion(request: Request, document: dict[str, Any]) -> Response:
 
 @router.get("/models", summary="All served models", responses={200: {"model": ModelsInfo}})
 async def models(request: Request) -> Response:
-    """There is one."""
-    return _json({"object": "list", "data": [_model_info(service_of(request))]})
+    """The model itself, then its adapters."""
+    service = service_of(request)
+    served = [_model_info(service, name) for name in (None, *service.client.adapters)]
+    return _json({"object": "list", "data": served})
 
 
 @router.get(
@@ -121,18 +123,18 @@ async def models(request: Request) -> Response:
     responses={200: {"model": ModelInfo}, **_NOT_FOUND},
 )
 async def model(request: Request, model_id: str) -> Response:
-    """The served model, if it is the one asked for."""
+    """The served model or the adapter of that name."""
     service = service_of(request)
-    check_model(service, model_id)
-    return _json(_model_info(service))
+    return _json(_model_info(service, named_adapter(service, model_id)))
 
 
-def _model_info(service: Service) -> dict[str, Any]:
+def _model_info(service: Service, adapter: str | None) -> dict[str, Any]:
     return {
-        "id": service.model.model_id,
+        "id": adapter or service.model.model_id,
         "object": "model",
         "created": service.model.loaded_at,
         "owned_by": "headrace",
+        "parent": None if adapter is None else service.model.model_id,
     }
 
 

@@ -312,12 +312,13 @@ class Completion(BaseModel):
 
 
 class ModelInfo(BaseModel):
-    """A served model."""
+    """A served model, or an adapter over its ``parent``."""
 
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
+    parent: str | None
 
 
 class ModelsInfo(BaseModel):

@@ -45,6 +45,7 @@ def read_request(
         sequences=best_of,
         priority=parameters.priority or 0,
         cache_salt=parameters.cache_salt or "",
+        adapter=parameters.adapter_id,
         sampling=SamplingParams(
             max_new_tokens=parameters.max_new_tokens,
             min_new_tokens=parameters.min_new_tokens or 0,

@@ -38,7 +38,7 @@ class GenerateParameters(RequestModel):
     seed: fields.Seed | None = None
     top_n_tokens: fields.TopNTokens | None = None
     grammar: fields.Refused = None
-    adapter_id: fields.Refused = None
+    adapter_id: fields.AdapterId | None = None
     watermark: fields.RefusedIfTrue = None
     presence_penalty: fields.PresencePenalty | None = None
     logit_bias: fields.LogitBias | None = None
