@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ from headrace.checkpoint.resolve import resolve
 from headrace.checkpoint.text_stream import TextStream
 from headrace.engine.build import build_engine_from
 from headrace.engine.settings import EngineSettings
+from headrace.link.adapters import check_adapter, check_names
 from headrace.link.errors import HeadraceError, InvalidRequest
 from headrace.link.messages import FINISH_STOP, EngineStats, RequestOutput, Submit, TokenLogprob
 from headrace.link.sampling import MAX_SEED, SamplingParams
@@ -54,6 +56,7 @@ class LLM:
 
     Args:
         model: Directory, GGUF file or hub id; ``None``: the built-in model.
+        lora_adapters: Name to PEFT directory or hub id of each adapter that prompts may choose.
         settings: Fields of ``EngineSettings`` by name: ``device``, ``dtype``, ``threads``, …
 
     Raises:
@@ -65,10 +68,18 @@ class LLM:
         >>> llm.generate(["The capital of France is"], SamplingParams(max_new_tokens=8))
     """
 
-    def __init__(self, model: str | None = None, **settings: Any) -> None:
-        merged = EngineSettings(model=model, max_waiting=2**31 - 1)
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        lora_adapters: Mapping[str, str | Path] | None = None,
+        **settings: Any,
+    ) -> None:
+        sources = {name: str(source) for name, source in (lora_adapters or {}).items()}
+        merged = EngineSettings(model=model, max_waiting=2**31 - 1, lora_adapters=sources)
         merged = msgspec.structs.replace(merged, **settings)
         self._checkpoint = resolve(model, merged.revision)
+        check_names(sources, self._checkpoint.model_id)
         self._tokenizer = self._checkpoint.load_tokenizer()
         self._template = self._checkpoint.load_chat_template()
         self._engine, self._ready = build_engine_from(self._checkpoint, merged)
@@ -79,6 +90,7 @@ class LLM:
         prompts: Prompt | Iterable[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        adapter: str | Sequence[str | None] | None = None,
         progress: bool = True,
     ) -> list[Generation]:
         """Generate for every prompt; they share steps, KV cache and prefixes.
@@ -87,6 +99,8 @@ class LLM:
             prompts: One prompt or several; each a text, a list of token ids, or a chat (a list
                 of messages with ``role`` and ``content``).
             params: One for all, or one for each prompt.
+            adapter: Name of the adapter that computes the prompts, or one for each; ``None``: the
+                base model alone.
             progress: Show a progress bar on a terminal.
 
         Returns:
@@ -102,10 +116,18 @@ class LLM:
             each = list(params)
         if len(each) != len(several):
             raise InvalidRequest("params", len(each), f"one for each of {len(several)} prompts")
+        if adapter is None or isinstance(adapter, str):
+            adapters: list[str | None] = [adapter] * len(several)
+        else:
+            adapters = list(adapter)
+        if len(adapters) != len(several):
+            raise InvalidRequest(
+                "adapter", len(adapters), f"one for each of {len(several)} prompts"
+            )
         runs = [
             run
-            for index, (prompt, param) in enumerate(zip(several, each, strict=True))
-            for run in self._runs(index, prompt, param)
+            for index, (prompt, param, name) in enumerate(zip(several, each, adapters, strict=True))
+            for run in self._runs(index, prompt, param, name)
         ]
         self._run(runs, progress)
         best: dict[int, _Run] = {}
@@ -126,8 +148,11 @@ class LLM:
             return self._tokenizer.encode(text, add_special_tokens=False)
         return list(prompt)  # type: ignore[arg-type]
 
-    def _runs(self, index: int, prompt: Prompt, params: SamplingParams) -> list[_Run]:
+    def _runs(
+        self, index: int, prompt: Prompt, params: SamplingParams, adapter: str | None
+    ) -> list[_Run]:
         params.check()
+        check_adapter("adapter", adapter, self._ready.adapters)
         token_ids = self._token_ids(prompt)
         if params.truncate is not None:
             token_ids = token_ids[-params.truncate :]
@@ -155,7 +180,9 @@ class LLM:
                 logprobs=params.logprobs or params.best_of > 1,
             )
             self._next_id += 1
-            submit = Submit(request_id=self._next_id, token_ids=token_ids, sampling=own)
+            submit = Submit(
+                request_id=self._next_id, token_ids=token_ids, sampling=own, adapter=adapter
+            )
             stream = TextStream(self._tokenizer, params.stop)
             runs.append(_Run(index, submit, stream, Generation(token_ids, own.seed or 0)))
         return runs
