@@ -189,7 +189,8 @@ class RecomputedAttention:
         leaves = [part.detach().requires_grad_() for part in (query, key, value)]
         with torch.enable_grad():
             out = self._attend(leaves[0], leaves[1], leaves[2], scale)
-        return torch.autograd.grad(out, leaves, grad)
+        grads = torch.autograd.grad(out, leaves, grad)
+        return grads[0], grads[1], grads[2]
 
 
 @cache

@@ -92,7 +92,7 @@ class DenseMatrix:
             product: Tensor = grad @ whole
             return product
         parts = grad.split(self.sizes, dim=1)
-        out = parts[0] @ self._linears[0].weight.detach()
+        out: Tensor = parts[0] @ self._linears[0].weight.detach()
         for linear, part in zip(self._linears[1:], parts[1:], strict=True):
             out.addmm_(part, linear.weight.detach())
         return out

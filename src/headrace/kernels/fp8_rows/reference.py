@@ -20,4 +20,4 @@ def quantize_rows(
     """
     wide = x.float() if column_factor is None else x.float() * column_factor
     scale = (wide.abs().amax(-1, keepdim=True) / LARGEST).clamp_min(SMALLEST_SCALE)
-    return (wide / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scale
+    return (wide * (1.0 / scale)).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn), scale

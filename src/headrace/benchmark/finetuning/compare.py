@@ -1,0 +1,197 @@
+"""Stock PEFT and the fused form over the same base weights, one after the other."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel
+
+from headrace.benchmark.finetuning.loop import StepTimes, TrainingLoop
+from headrace.benchmark.finetuning.workloads import Workload
+from headrace.finetuning.base_precision.precision import BasePrecision
+from headrace.finetuning.fused.apply import fuse
+from headrace.link.errors import ConfigurationError
+
+OURS, STOCK = "headrace", "peft"
+LOSS_TOLERANCE = 0.02
+LossPair = tuple[list[float], list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterOptions:
+    """The adapters and the optimizer of the reference workload.
+
+    Attributes:
+        rank: r.
+        alpha: Numerator of the scaling.
+        dropout: Of the adapters' input.
+        targets: Names of linears.
+        learning_rate: At the first step.
+    """
+
+    rank: int = 8
+    alpha: int = 32
+    dropout: float = 0.1
+    targets: tuple[str, ...] = ("q_proj", "v_proj")
+    learning_rate: float = 3e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One system on one workload.
+
+    Attributes:
+        system: ``OURS`` or ``STOCK``.
+        workload: What was computed.
+        times: ``None`` where memory did not suffice.
+        losses: Of the first steps without dropout.
+    """
+
+    system: str
+    workload: Workload
+    times: StepTimes | None
+    losses: list[float]
+
+
+class Bench:
+    """Measures workloads; the base is made once for each precision.
+
+    Args:
+        make_base: Gives the frozen model in a precision.
+        vocab_size: Of random ids.
+        adapters: Their sizes.
+        stock: Measure stock PEFT too (bf16 only).
+        warmups: Steps before those that count.
+        steps: That count.
+        loss_steps: Steps without dropout whose losses are compared; 0: none.
+        seed: Of adapters, rows and dropout.
+    """
+
+    def __init__(
+        self,
+        make_base: Callable[[BasePrecision], PreTrainedModel],
+        vocab_size: int,
+        adapters: AdapterOptions,
+        stock: bool,
+        warmups: int,
+        steps: int,
+        loss_steps: int,
+        seed: int,
+    ) -> None:
+        self._make_base = make_base
+        self._vocab_size = vocab_size
+        self._adapters = adapters
+        self._stock = stock
+        self._warmups = warmups
+        self._steps = steps
+        self._loss_steps = loss_steps
+        self._seed = seed
+
+    def measure(self, workloads: Iterable[Workload]) -> Iterator[Measurement]:
+        """Every workload in its order of precisions: stock first, then fused, over one base."""
+        ordered = sorted(
+            workloads, key=lambda workload: list(BasePrecision).index(workload.precision)
+        )
+        for precision, group in groupby(ordered, key=lambda workload: workload.precision):
+            chosen = list(group)
+            model = self._with_adapters(precision)
+            start = {
+                name: parameter.detach().clone()
+                for name, parameter in model.named_parameters()
+                if parameter.requires_grad
+            }
+            if self._stock and precision is BasePrecision.BF16:
+                for workload in chosen:
+                    yield self._measure_one(STOCK, model, start, workload)
+            fuse(model)
+            for workload in chosen:
+                yield self._measure_one(OURS, model, start, workload)
+            del model, start
+            _release()
+
+    def _with_adapters(self, precision: BasePrecision) -> Any:
+        base = self._make_base(precision)
+        torch.manual_seed(self._seed)
+        options = self._adapters
+        config = LoraConfig(
+            task_type="CAUSAL_LM",
+            r=options.rank,
+            lora_alpha=options.alpha,
+            lora_dropout=options.dropout,
+            target_modules=list(options.targets),
+        )
+        model = get_peft_model(base, config)
+        return model.train()
+
+    def _loop(self, model: Any, start: dict[str, torch.Tensor], workload: Workload) -> TrainingLoop:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in start:
+                    parameter.copy_(start[name])
+        if workload.checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            model.gradient_checkpointing_disable()
+        rate = self._adapters.learning_rate
+        return TrainingLoop(model, workload, self._vocab_size, rate, self._seed)
+
+    def _measure_one(
+        self, system: str, model: Any, start: dict[str, torch.Tensor], workload: Workload
+    ) -> Measurement:
+        losses: list[float] = []
+        times = None
+        try:
+            if self._loss_steps:
+                with _without_dropout(model):
+                    losses = self._loop(model, start, workload).losses(self._loss_steps)
+            times = self._loop(model, start, workload).time(self._warmups, self._steps)
+        except torch.OutOfMemoryError:
+            model.zero_grad(set_to_none=True)
+        _release()
+        return Measurement(system, workload, times, losses)
+
+
+class _without_dropout:  # noqa: N801
+    """Adapters compute without dropout inside the ``with`` block."""
+
+    def __init__(self, model: Any) -> None:
+        self._dropouts = [m for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+        self._before = [module.p for module in self._dropouts]
+
+    def __enter__(self) -> None:
+        for module in self._dropouts:
+            module.p = 0.0
+
+    def __exit__(self, *_: object) -> None:
+        for module, probability in zip(self._dropouts, self._before, strict=True):
+            module.p = probability
+
+
+def _release() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def check_losses(measurements: Iterable[Measurement]) -> None:
+    """Ours and stock PEFT's losses without dropout agree on every bf16 workload.
+
+    Raises:
+        ConfigurationError: Names the workload, the step and both losses.
+    """
+    found = {(m.system, m.workload): m.losses for m in measurements}
+    for (system, workload), losses in found.items():
+        theirs = found.get((STOCK, workload), [])
+        if system == STOCK:
+            continue
+        for index, (mine, other) in enumerate(zip(losses, theirs, strict=False)):
+            if abs(mine - other) > LOSS_TOLERANCE:
+                raise ConfigurationError(
+                    f"{workload.name}, step {index}: loss {mine:.4f}, stock PEFT's is {other:.4f}"
+                )

@@ -1,0 +1,90 @@
+"""A model built one tensor at a time, so that a large one fits while it is made."""
+
+# mypy: disable-error-code="no-untyped-call"
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+from headrace.finetuning.base_precision.convert import (
+    converted_linear,
+    is_converted_name,
+    replace_module,
+)
+from headrace.finetuning.base_precision.precision import BasePrecision
+
+TensorSource = Callable[[str, tuple[int, ...]], torch.Tensor]
+
+
+def materialize(
+    config: PretrainedConfig,
+    source: TensorSource,
+    precision: BasePrecision,
+    device: torch.device,
+    dtype: torch.dtype = torch.bfloat16,
+    keep_transposed: bool = True,
+) -> PreTrainedModel:
+    """A frozen causal model whose tensors come from ``source`` in the order of its layers.
+
+    At any moment there is at most one tensor in ``dtype`` beside what the model keeps.
+
+    Args:
+        config: Transformers' configuration.
+        source: ``(name, shape) -> tensor`` in any float dtype, on any device.
+        precision: Of the linears; the head, embeddings and norms stay in ``dtype``.
+        device: Where the model shall be.
+        dtype: Of everything that is not converted, and of the computation.
+        keep_transposed: FP8: a second copy for the backward (see ``Fp8Linear``).
+
+    Raises:
+        ConfigurationError: A linear's shape does not suit the format.
+    """
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation="sdpa"
+        )
+    with torch.no_grad():
+        for name, module in list(model.named_modules()):
+            if type(module).__name__.endswith("RotaryEmbedding"):
+                # Its frequencies are computed, not stored: they need a device that computes.
+                rotary: Any = module
+                rotary.__init__(config=config)
+                module.to(device)
+                continue
+            tied = config.tie_word_embeddings and name == "lm_head"
+            if not tied:
+                _fill(model, name, module, source, precision, device, dtype, keep_transposed)
+    model.tie_weights()
+    model.requires_grad_(False)
+    model.eval()
+    return model
+
+
+def _fill(
+    model: nn.Module,
+    name: str,
+    module: nn.Module,
+    source: TensorSource,
+    precision: BasePrecision,
+    device: torch.device,
+    dtype: torch.dtype,
+    keep_transposed: bool,
+) -> None:
+    tensors = {
+        leaf: source(f"{name}.{leaf}", tuple(parameter.shape)).to(device, dtype)
+        for leaf, parameter in module.named_parameters(recurse=False)
+    }
+    converts = precision is not BasePrecision.BF16 and is_converted_name(name)
+    if type(module) is nn.Linear and converts:
+        linear = converted_linear(
+            tensors["weight"], tensors.get("bias"), precision, keep_transposed, name
+        )
+        replace_module(model, name, linear)
+        return
+    for leaf, tensor in tensors.items():
+        setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
