@@ -5,14 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from headrace.checkpoint.config import ModelConfig
 from headrace.modeling.activations import Activations
+from headrace.modeling.adapters.adapter_set import NO_ADAPTER, AdapterSet
 from headrace.modeling.backends.backend import Backend
 from headrace.modeling.batch import ScheduledTokens, write_batch
 from headrace.modeling.decoder import Decoder
-from headrace.modeling.step_buffers import StepBuffers
+from headrace.modeling.step_buffers import Int32Array, StepBuffers
 
 BLOCK_SIZE = 16
 
@@ -21,7 +23,12 @@ class LogitsHarness:
     """Runs batches and keeps all logits, where a ``ModelRunner`` keeps only sampled ones."""
 
     def __init__(
-        self, config: ModelConfig, decoder: Decoder, backend: Backend, num_blocks: int = 64
+        self,
+        config: ModelConfig,
+        decoder: Decoder,
+        backend: Backend,
+        num_blocks: int = 64,
+        adapters: AdapterSet | None = None,
     ) -> None:
         ops = backend.operations
         self.num_blocks = num_blocks
@@ -35,6 +42,15 @@ class LogitsHarness:
             self._buffers.inputs,
             self._activations,
         )
+        self._adapter_of_row: Int32Array | None = None
+        self._adapted_body = self._body
+        if adapters is not None:
+            self._adapter_of_row = np.full(8, NO_ADAPTER, dtype=np.int32)
+            self._adapted_body = backend.compile(
+                lambda step, buffers: decoder.body(step, buffers, caches, adapters.layers),
+                self._buffers.inputs,
+                self._activations,
+            )
         self._head = backend.compile(
             lambda _, buffers: decoder.compute_logits(buffers),
             self._buffers.inputs,
@@ -44,11 +60,17 @@ class LogitsHarness:
     def set_blocks(self, row: int, blocks: list[int]) -> None:
         self._buffers.set_blocks(row, 0, blocks)
 
+    def set_adapter(self, row: int, adapter: int) -> None:
+        if self._adapter_of_row is not None:
+            self._adapter_of_row[row] = adapter
+
     def step(self, batch: Sequence[tuple[int, int, Sequence[int]]]) -> list[torch.Tensor]:
         """One step over (row, start, token ids) entries; logits [tokens, vocab] of each."""
         entries = [ScheduledTokens(row, start, ids, samples=True) for row, start, ids in batch]
         host = self._buffers.begin()
-        size = write_batch(host, entries, self._buffers.block_tables, BLOCK_SIZE)
+        size = write_batch(
+            host, entries, self._buffers.block_tables, BLOCK_SIZE, self._adapter_of_row
+        )
         total = size.num_tokens
         host.sampled_tokens[:total] = range(total)
         self._buffers.publish()
@@ -59,7 +81,7 @@ class LogitsHarness:
             size.max_query_length,
             size.max_context_length,
         )
-        self._body.run(*numbers)
+        (self._adapted_body if size.uses_adapters else self._body).run(*numbers)
         self._head.run(*numbers)
         logits = self._activations.logits[:total].clone().cpu()
         return list(logits.split([len(ids) for _, _, ids in batch]))
