@@ -46,26 +46,21 @@ def adapter(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "adapter_model.safetensors")
 
 
-@pytest.fixture(scope="module")
-def ddp(tiny_model, rows_file, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("ddp") / "out"
-    run(tiny_model, rows_file, out, "--placement", "ddp", "--dropout", "0")
-    return out
-
-
 @pytest.mark.parametrize(
     ("placement", "evidence"),
     [("zero3", "global_step3"), ("fsdp2", "pytorch_model_fsdp.bin")],
 )
 def test_sharded_training_is_the_same_training_and_resumes_exactly(
-    ddp, tiny_model, rows_file, tmp_path, placement, evidence
+    train, tiny_model, rows_file, tmp_path, placement, evidence
 ):
     flags = ("--placement", placement, "--dropout", "0")
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert f"{placement} on each of 2 devices" in run(tiny_model, rows_file, whole, *flags)
     # What only sharded training writes: Accelerate did not fall back to DDP in silence.
     assert (whole / "checkpoints" / "checkpoint-3" / evidence).exists()
-    reference = adapter(ddp)
+    # Two processes with two rows each are one process with four.
+    train(tmp_path / "alone", dropout=0, max_steps=5, batch_size=4)
+    reference = adapter(tmp_path / "alone")
     for name, tensor in adapter(whole).items():
         assert torch.allclose(tensor, reference[name], atol=2e-5), name
     # As it stood after step 3.

@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -19,53 +18,12 @@ from tiny_model import sums, write_rows
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from headrace.checkpoint.resolve import resolve
-from headrace.finetuning.data.prepare import prepare_data
 from headrace.finetuning.exit_status import ExitStatus
-from headrace.finetuning.run_directory import Job, RunDirectory
+from headrace.finetuning.run_directory import RunDirectory
 from headrace.finetuning.settings import FinetuneSettings
 from headrace.finetuning.training import run as training_run
 from headrace.finetuning.training.collate import Collator
 from headrace.finetuning.training.failures import TrainingStopped
-from headrace.finetuning.worker_environment import worker_environment
-
-
-@pytest.fixture(autouse=True)
-def signal_handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def train(tiny_model, rows_file, monkeypatch):
-    def start(out: Path, data: Path = rows_file, **changes) -> ExitStatus:
-        settings = FinetuneSettings(
-            model=str(tiny_model),
-            data=str(data),
-            out=str(out),
-            device="cpu",
-            placement="single",
-            processes=1,
-            base_precision="fp32",
-            **{"learning_rate": 1e-2, "log_every": 1, **changes},
-        )
-        directory = RunDirectory(out)
-        directory.claim(settings.resume)
-        checkpoint = resolve(str(tiny_model))
-        prepared = prepare_data(settings, checkpoint, print)
-        job = Job(
-            model=str(tiny_model),
-            model_id=str(tiny_model),
-            data_hash=prepared.write(directory.new_data),
-            settings=settings,
-        )
-        directory.accept(job, prepared.bad)
-        for name, value in worker_environment(settings, directory, 1).items():
-            monkeypatch.setenv(name, value)
-        return training_run.run(directory)
-
-    return start
 
 
 def adapter(out: Path) -> dict[str, torch.Tensor]:

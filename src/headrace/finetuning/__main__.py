@@ -33,7 +33,7 @@ def _quieten() -> None:
     logging.getLogger().setLevel(logging.ERROR)
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.checkpoint.resolve import resolve
 from headrace.finetuning.data.store import load_rows
 from headrace.finetuning.exit_status import ExitStatus
+from headrace.finetuning.placement.placements import Placement
 from headrace.finetuning.run_directory import Job, RunDirectory
 from headrace.finetuning.training.arguments import trainer_arguments
 from headrace.finetuning.training.checkpoint_store import CheckpointStore
@@ -83,6 +84,7 @@ def _make_trainer(
     trainer = AdapterTrainer(
         store=store,
         keep=settings.keep_checkpoints,
+        chunked_head=settings.fused and Placement(settings.placement).shards,
         model=model,
         args=arguments,
         data_collator=Collator(pad_id, packed=settings.layout == "packed"),

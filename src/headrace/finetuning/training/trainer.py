@@ -22,15 +22,20 @@ class AdapterTrainer(SFTTrainer):
     Args:
         store: Where checkpoints are kept.
         keep: How many of the newest.
+        chunked_head: Head and loss in pieces, through TRL's own: where weights are sharded, ours
+            cannot reach the head.
         arguments: SFTTrainer's own.
 
     Attributes:
         tokens_seen: Tokens of this process's training batches so far, padding not counted.
     """
 
-    def __init__(self, *, store: CheckpointStore, keep: int, **arguments: Any) -> None:
+    def __init__(
+        self, *, store: CheckpointStore, keep: int, chunked_head: bool, **arguments: Any
+    ) -> None:
         self._store = store
         self._keep = keep
+        self._chunked_head = chunked_head
         self._saving = False
         self.tokens_seen = 0
         super().__init__(**arguments)
@@ -53,6 +58,8 @@ class AdapterTrainer(SFTTrainer):
         if model.training:
             self.tokens_seen += tokens
         inputs["use_cache"] = False
+        if self._chunked_head:
+            inputs["fused_lm_head"] = True
         return super(SFTTrainer, self).compute_loss(
             model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
         )
