@@ -177,3 +177,25 @@ def test_every_setting_has_a_flag():
         "q_proj",
         "v_proj",
     )
+
+
+def test_a_missing_library_is_named_with_how_to_get_it(
+    tiny_model, rows_file, tmp_path, monkeypatch
+):
+    from headrace.finetuning import requirements
+
+    monkeypatch.setattr(requirements, "find_spec", lambda name: None if name == "trl" else name)
+    message = refusal(tiny_model, rows_file, out=str(tmp_path / "out"))
+    assert message == "fine-tuning needs trl: pip install 'headrace[finetune]'"
+
+
+def test_help_shows_every_section_and_imports_nothing_heavy():
+    from headrace.cli.finetuning.declared import SECTIONS
+
+    result = run_cli("--help")
+    assert result.returncode == 0, result.stderr
+    assert max(map(len, result.stdout.splitlines())) <= 100
+    for section in SECTIONS:
+        assert f"{section.title}:" in result.stdout
+        for setting in section.settings:
+            assert setting.flag.removeprefix("--") in result.stdout

@@ -17,6 +17,7 @@ from headrace.finetuning.launch import run_processes
 from headrace.finetuning.placement.parameter_counts import count_parameters
 from headrace.finetuning.placement.placements import Placement
 from headrace.finetuning.placement.report import print_report
+from headrace.finetuning.requirements import check_installed
 from headrace.finetuning.run_directory import Job, RunDirectory
 from headrace.finetuning.run_workload import workload_of
 from headrace.finetuning.settings import FinetuneSettings
@@ -48,6 +49,8 @@ def finetune(settings: FinetuneSettings, console: Console) -> ExitStatus:
     def tell(line: str) -> None:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
+    if not settings.dry_run:
+        check_installed(("deepspeed",) if settings.placement == "zero3" else ())
     directory = _directory(settings)
     checkpoint = resolve(settings.model, settings.revision)
     if settings.adapter is not None:
@@ -97,10 +100,6 @@ def _check_against_model(settings: FinetuneSettings, checkpoint: Checkpoint) -> 
     config = checkpoint.config
     # Refuses target modules that the model does not have.
     count_parameters(config, settings.r, settings.target_modules)
-    if settings.early_stop is not None and not (settings.eval_data or settings.eval_fraction):
-        raise ConfigurationError(
-            "`--early-stop` needs held-out rows: give --eval-data or --eval-fraction"
-        )
     if not settings.dry_run:
         # Reads headers only: a model without its weights is refused here.
         len(checkpoint.tensors)
@@ -133,6 +132,10 @@ def _prepare(
         _tell_bad_rows(error.rows, _REFUSED_ROWS_SHOWN, tell)
         raise
     _tell_bad_rows(data.bad, _SKIPPED_ROWS_SHOWN, tell)
+    if settings.early_stop is not None and data.evaluation is None and data.train is not None:
+        raise ConfigurationError(
+            "`--early-stop` needs held-out rows: give --eval-data or --eval-fraction"
+        )
     for summary in data.summaries:
         for line in summary.lines():
             tell(line)
