@@ -18,6 +18,7 @@ _COMMANDS = {
     "chat": "Chat with a model in the terminal.",
     "finetune": "Train a LoRA adapter on your data; serve it with serve --lora-adapters.",
     "bench": "Measure latency, serving, fine-tuning and kernels; compare recorded runs.",
+    "fit": "Say whether a model fits a device, for serving and for LoRA training.",
     "doctor": "Say what this machine is and which backends work on it.",
 }
 

@@ -47,7 +47,8 @@ def find_subject(model: str, *, packed: bool = False) -> Subject:
                 f"--packed-weights needs a file, `{model}` is a shape: name a format by --quantize"
             )
         return Subject(model, known)
-    if not Path(model).expanduser().exists() and not hub.is_hub_id(model):
+    hub_id = "/" in model and hub.is_hub_id(model)
+    if not hub_id and not Path(model).expanduser().exists():
         raise ConfigurationError(
             f"model `{model}`: no such file, directory or built-in shape; "
             f"shapes are {', '.join(shape_names())}"
