@@ -25,6 +25,9 @@ from headrace.kernels.embedding import triton as embedding
 from headrace.kernels.linear import reference as linear_reference
 from headrace.kernels.linear import triton as linear
 from headrace.kernels.linear import triton_gated
+from headrace.kernels.low_rank import reference as low_rank_reference
+from headrace.kernels.low_rank import triton as low_rank
+from headrace.kernels.low_rank.stack import LowRankStack, LowRankUpdate
 from headrace.kernels.norm import reference as norm_reference
 from headrace.kernels.norm import triton as norm
 from headrace.kernels.rotary import reference as rotary_reference
@@ -174,6 +177,14 @@ class Comparisons:
         qkv = self.random(tokens, (heads + 2 * kv_heads) * head_dim)
         out = self.poisoned(tokens, heads * head_dim)
         expected = torch.full_like(out, float("nan"), dtype=torch.float32)
+        # The keys and values of new tokens, as rotate_and_cache leaves them in both places.
+        for index, (new, context) in enumerate(new_and_context):
+            for number in range(new if context else 0):
+                block, offset = divmod(context - new + number, block_size)
+                page = int(order[index, block])
+                whole = qkv[starts[index] + number].view(-1, head_dim)
+                whole[heads : heads + kv_heads] = keys[page, offset]
+                whole[heads + kv_heads :] = values[page, offset]
         contexts = self.integers([context for _, context in new_and_context])
         tables = tables.to(self.device)
         device_rows = rows.to(torch.int32).to(self.device)
@@ -202,58 +213,6 @@ class Comparisons:
         if workspace.tickets.any():
             return float("inf")
         return max(errors)
-
-    def rotated_decode(
-        self, contexts: list[int], heads: int, kv_heads: int, head_dim: int, window: int | None,
-        head_norm: bool,
-    ) -> float:  # fmt: skip
-        """One new token a sequence, rotated, cached and attended to in one launch."""
-        block_size, count, longest = 16, len(contexts), max(contexts)
-        blocks_each = -(-longest // block_size)
-        keys, values = self.caches(count * blocks_each, block_size, kv_heads, head_dim)
-        order = torch.randperm(count * blocks_each).view(count, blocks_each)
-        tables = order.to(torch.int32).to(self.device)
-        qkv = self.random(count, (heads + 2 * kv_heads) * head_dim)
-        cos_sin = self.random(longest, head_dim, dtype=torch.float32)
-        norms = (self.random(head_dim), self.random(head_dim)) if head_norm else (None, None)
-        positions = [max(context - 1, 0) for context in contexts]
-        slots = [
-            int(order[i, p // block_size]) * block_size + p % block_size
-            for i, p in enumerate(positions)
-        ]
-        kept = [index for index, context in enumerate(contexts) if context]
-        kept_index = torch.tensor(kept, device=self.device)
-        rows = torch.arange(count, dtype=torch.int32, device=self.device)
-        context_lengths = self.integers(contexts)
-        expected_qkv = qkv[kept_index].float()
-        expected_keys = keys.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-        expected_values = values.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
-        rotary_reference.rotate_and_cache(
-            expected_qkv, cos_sin, *norms, 1e-6, heads, kv_heads, expected_keys, expected_values,
-            self.integers([positions[i] for i in kept]), self.integers([slots[i] for i in kept]),
-        )  # fmt: skip
-        out = self.poisoned(count, heads * head_dim)
-        expected = self.poisoned(len(kept), heads * head_dim, dtype=torch.float32)
-        attention_reference.paged_attention(
-            expected_qkv, heads, kv_heads, head_dim**-0.5, window, expected_keys, expected_values,
-            self.integers(list(range(len(kept) + 1))), context_lengths[kept_index],
-            rows[kept_index], tables, expected,
-        )  # fmt: skip
-        # What is there before must not matter.
-        for index in kept:
-            keys[slots[index] // block_size, slots[index] % block_size] = float("nan")
-            values[slots[index] // block_size, slots[index] % block_size] = float("nan")
-        before = qkv.clone()
-        workspace = attention.AttentionWorkspace(self.device)
-        attention.paged_attention(
-            qkv, heads, kv_heads, head_dim**-0.5, window, keys, values,
-            self.integers(list(range(count + 1))), context_lengths, rows, tables, out, 1, longest,
-            workspace, self.traits, attention.Rotation(cos_sin, *norms, 1e-6),
-        )  # fmt: skip
-        if workspace.tickets.any() or not torch.equal(before, qkv):
-            return float("inf")
-        pairs = [(out[kept_index], expected), (keys, expected_keys), (values, expected_values)]
-        return max(relative_error(got, wanted) for got, wanted in pairs)
 
     def linear(
         self,
@@ -289,6 +248,36 @@ class Comparisons:
         triton_gated.gated_linear(x, weight, offset, out, self.traits)
         linear_reference.linear(x, weight, offset, gate_up)
         activation_reference.silu_mul(gate_up, expected)
+        return relative_error(out, expected)
+
+    def low_rank(
+        self,
+        adapter_of_token: list[int],
+        columns: int,
+        widths: tuple[int, ...],
+        ranks: list[list[int]],
+        max_query_length: int,
+    ) -> float:
+        """Ranks by adapter and projection, 0 for none; infinite where another token is touched."""
+        adapters = [
+            [
+                LowRankUpdate(self.random(r, columns), self.random(w, r), columns**-0.5)
+                if r
+                else None
+                for r, w in zip(row, widths, strict=True)
+            ]
+            for row in ranks
+        ]
+        stack = LowRankStack.build(adapters, widths, columns, self.dtype, self.device)
+        chosen = self.integers(adapter_of_token)
+        x, out = self.random(len(chosen), columns), self.random(len(chosen), sum(widths))
+        x[chosen < 0] = float("nan")
+        before, expected = out.clone(), out.to(torch.float32, copy=True)
+        workspace = low_rank.LowRankWorkspace(self.device)
+        low_rank_reference.add_low_rank(x, stack, chosen, expected)
+        low_rank.add_low_rank(x, stack, chosen, out, max_query_length, workspace, self.traits)
+        if not torch.equal(out[chosen < 0], before[chosen < 0]):
+            return float("inf")
         return relative_error(out, expected)
 
     def most_likely(self, rows: int, vocab_size: int) -> float:
@@ -354,16 +343,6 @@ def interpreted_cases() -> Iterator[Case]:
                 f"attention {label} {name}",
                 partial(here.attention, sequences, heads, kv_heads, head_dim, window),
             )
-        for label, contexts, heads, kv_heads, head_dim, window, head_norm in (
-            ("split", [1, 0, 131], 4, 2, 64, None, False),
-            ("window norm", [65, 37], 3, 1, 96, 21, True),
-        ):
-            yield (
-                f"rotated_decode {label} {name}",
-                partial(
-                    here.rotated_decode, contexts, heads, kv_heads, head_dim, window, head_norm
-                ),
-            )
         for label, tokens, rows, columns, choice, bias, wide in (
             ("gemv", 1, 21, 100, gemv(4, 64), True, False),
             ("gemv even wide", 1, 16, 128, gemv(8, 64), False, True),
@@ -377,6 +356,15 @@ def interpreted_cases() -> Iterator[Case]:
 
         yield f"most_likely {name}", partial(here.most_likely, 4, 5003)
         yield f"most_likely many {name}", partial(here.most_likely, 33, 700)
+        for label, length, tokens in (
+            ("single tokens", 1, [0, -1, 2, 1, 0]),
+            ("prompts", 9, [0] * 9 + [-1] * 4 + [2] * 10 + [1]),
+        ):
+            ranks = [[3, 0, 17], [0, 0, 0], [20, 5, 0]]
+            yield (
+                f"low_rank {label} {name}",
+                partial(here.low_rank, tokens, 70, (40, 9, 140), ranks, length),
+            )
         for tokens, width, columns, bias in ((1, 7, 100, True), (5, 70, 96, False)):
             yield (
                 f"gated_linear {tokens} {name}",
@@ -414,19 +402,15 @@ def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
                         f"attention {label} {heads}/{kv_heads} {head_dim} {name}",
                         partial(here.attention, sequences, heads, kv_heads, head_dim, window),
                     )
-            for heads, kv_heads, window, head_norm in (
-                (32, 8, None, False), (9, 3, None, True), (28, 4, 128, False),
-            ):  # fmt: skip
-                for contexts in ([1, 130, 0, 2111, 16, 17, 64, 65], [333] * 70, [5000]):
-                    yield (
-                        f"rotated_decode {heads}/{kv_heads} {head_dim} x{len(contexts)} {name}",
-                        partial(
-                            here.rotated_decode, contexts, heads, kv_heads, head_dim, window,
-                            head_norm,
-                        ),
-                    )  # fmt: skip
         for rows, vocab_size in ((1, 128256), (5, 1003), (256, 128256), (3, 32000)):
             yield f"most_likely {rows} {name}", partial(here.most_likely, rows, vocab_size)
+        for length, tokens in ((1, 37), (99, 300)):
+            chosen = torch.randint(-1, 3, (tokens,)).tolist()
+            ranks = [[8, 0, 8], [16, 64, 1], [0, 0, 0]]
+            yield (
+                f"low_rank {tokens} {name}",
+                partial(here.low_rank, chosen, 4096, (4096, 1024, 1024), ranks, length),
+            )
         for tokens, width, columns, bias in (
             (1, 14336, 4096, False),
             (1, 1003, 577, True),

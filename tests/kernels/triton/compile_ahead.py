@@ -21,7 +21,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from headrace.kernels.activation.triton import silu_mul_kernel
-from headrace.kernels.attention.triton import choose_decode_tiling, choose_prefill_tiling
+from headrace.kernels.attention.triton import (
+    can_read_fresh,
+    choose_decode_tiling,
+    choose_prefill_tiling,
+)
 from headrace.kernels.attention.triton_decode import decode_attention_kernel
 from headrace.kernels.attention.triton_prefill import prefill_attention_kernel
 from headrace.kernels.embedding.triton import embed_kernel
@@ -29,6 +33,12 @@ from headrace.kernels.linear.triton_gated import TILES as GATED_TILES
 from headrace.kernels.linear.triton_gated import gated_gemv_kernel, gated_skinny_kernel
 from headrace.kernels.linear.triton_gemv import gemv_kernel
 from headrace.kernels.linear.triton_skinny import skinny_kernel
+from headrace.kernels.low_rank.triton import (
+    narrow_block_kernel,
+    narrow_token_kernel,
+    widen_block_kernel,
+    widen_token_kernel,
+)
 from headrace.kernels.norm.triton import rms_norm_kernel
 from headrace.kernels.rotary.triton import rotate_and_cache_kernel
 from headrace.kernels.sampling.triton import most_likely_kernel
@@ -39,12 +49,15 @@ TARGETS = {
     "gfx942": (GPUTarget("hip", "gfx942", 64), GpuTraits(304, 65536, False, False)),
     "gfx950": (GPUTarget("hip", "gfx950", 64), GpuTraits(256, 163840, False, False)),
 }
-FLOAT16_BUILDS = {"skinny 16", "skinny 64", "decode_attention 128 rotated", "prefill_attention 128"}
+FLOAT16_BUILDS = {"skinny 16", "skinny 64", "decode_attention 128", "prefill_attention 128"}
 _INTEGERS = {
     "token_ids", "rows", "positions", "cache_slots", "query_start", "context_lengths",
-    "block_tables", "tickets", "partial_ids", "sampled_tokens",
+    "block_tables", "tickets", "partial_ids", "sampled_tokens", "adapter_of_token",
 }  # fmt: skip
-_FLOATS = {"logits", "partial_peaks", "cos_sin", "partial_sums", "partial_stats"}
+_WIDE_INTEGERS = {"pieces", "columns"}
+_FLOATS = {
+    "logits", "partial_peaks", "cos_sin", "partial_sums", "partial_stats", "narrow", "scales",
+}  # fmt: skip
 _SIZES = {"hidden", "width", "vocab_size", "slice_size"}
 _REALS = {"eps", "scale_log2"}
 
@@ -76,7 +89,15 @@ def builds(traits: GpuTraits) -> list[Build]:
         Build(
             "rotate_and_cache norm",
             rotate_and_cache_kernel,
-            {"HAS_NORM": True, "BLOCK_SIZE": 16, "HEAD_DIM": 128, "HALF": 64, "HEADS": 8} | pdl,
+            {
+                "HAS_NORM": True,
+                "KEYS_IN_PLACE": True,
+                "BLOCK_SIZE": 16,
+                "HEAD_DIM": 128,
+                "HALF": 64,
+                "HEADS": 8,
+            }
+            | pdl,
             4,
         ),
         Build(
@@ -86,6 +107,14 @@ def builds(traits: GpuTraits) -> list[Build]:
             4,
         ),
     ]
+    for name, kernel, constants, dot in (
+        ("narrow token", narrow_token_kernel, {"BLOCK_K": 256}, False),
+        ("widen token", widen_token_kernel, {"COLUMNS": 256}, False),
+        ("narrow block", narrow_block_kernel, {"TOKENS": 16, "BLOCK_K": 128}, True),
+        ("widen block", widen_block_kernel, {"TOKENS": 16, "COLUMNS": 128}, True),
+    ):
+        constants = constants | {"PROJECTIONS": 3, "ROWS": 16} | pdl
+        listed.append(Build(f"low_rank {name}", kernel, constants, 4, dot))
     for tokens, warps in ((16, 4), (64, 4), (128, 8)):
         if traits.shared_memory <= 65536 and tokens > 64:
             continue
@@ -118,21 +147,20 @@ def builds(traits: GpuTraits) -> list[Build]:
             "GROUP_PADDED": 16, "TILE": decode.tile, "SHARES": decode.shares,
             "SMALLEST_SHARE": 128, "STAGES": decode.stages,
         }  # fmt: skip
-        for rotate, normed in ((True, head_dim == 96), (False, False)):
-            if rotate or head_dim == 128:
-                listed.append(
-                    Build(
-                        f"decode_attention {head_dim}" + (" rotated" if rotate else ""),
-                        decode_attention_kernel,
-                        constants | {"ROTATE": rotate, "HAS_NORM": normed} | pdl,
-                        decode.warps,
-                        dot=True,
-                    )
-                )
+        listed.append(
+            Build(
+                f"decode_attention {head_dim}",
+                decode_attention_kernel,
+                constants | pdl,
+                decode.warps,
+                dot=True,
+            )
+        )
         prefill = choose_prefill_tiling(head_dim, torch.bfloat16, traits)
         constants = shared | {
             "ROWS": prefill.rows, "TILE": prefill.tile, "SKIP_SINGLE": True,
-            "STAGES": prefill.stages,
+            "STAGES": prefill.stages, "READ_FRESH": can_read_fresh(head_dim, None, traits),
+            "FRESH_STAGES": 3,
         }  # fmt: skip
         listed.append(
             Build(
@@ -156,9 +184,13 @@ def compile_one(build: Build, target: GPUTarget, half: str) -> dict[str, Any]:
             signature[name] = "constexpr"
             constants[(index,)] = build.constants[name]
             continue
+        if build.constants.get("READ_FRESH") and name == "qkv_tiles":
+            tile = f"{build.constants['TILE']},{build.constants['HEAD_DIM']}"
+            signature[name] = f"tensordesc<{half}[{tile}]>"
+            continue
         if name in _REALS:
             signature[name] = "fp32"
-        elif name == "token_ids" and build.kernel is most_likely_kernel:
+        elif name in _WIDE_INTEGERS or (name == "token_ids" and build.kernel is most_likely_kernel):
             signature[name] = "*i64"
         elif name in _INTEGERS:
             signature[name] = "*i32"

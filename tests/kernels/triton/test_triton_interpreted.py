@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 OPERATIONS = (
     "norms", "silu_mul", "embed", "rotate_and_cache", "attention", "linear", "gated_linear",
-    "most_likely", "rotated_decode",
+    "most_likely", "low_rank",
 )  # fmt: skip
 BOUNDS = {"float16": 1e-3, "float32": 2e-6}
 
