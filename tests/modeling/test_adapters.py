@@ -19,8 +19,12 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.checkpoint.resolve import resolve
+from headrace.engine.build import build_engine_from
+from headrace.engine.settings import EngineSettings
 from headrace.kernels import native
 from headrace.link.errors import ConfigurationError
+from headrace.link.messages import RequestOutput, Submit
+from headrace.link.sampling import SamplingParams
 from headrace.modeling.adapters.adapter_set import NO_ADAPTER
 from headrace.modeling.adapters.load import load_adapters, read_adapters
 from headrace.modeling.adapters.peft_directory import CONFIG_FILE, WEIGHTS_FILE
@@ -180,6 +184,55 @@ def test_a_request_without_adapter_is_bitwise_what_it_was(
         beside = mixed_logits(harness_of(served, backend), ADAPTERS)
         for row, adapter in enumerate(ADAPTERS):
             assert torch.equal(without[row], beside[row]) == (adapter == NO_ADAPTER), row
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_an_engine_that_preempts_and_reuses_prefixes_computes_what_peft_does(
+    served: Served, backend: str
+) -> None:
+    if backend == "native" and native.reason_unavailable() is not None:
+        pytest.skip(str(native.reason_unavailable()))
+    settings = EngineSettings(
+        backend=backend, device="cpu", dtype="float32", threads=1, max_batch_size=8,
+        max_batch_prefill_tokens=24, max_total_tokens=96, max_batch_total_tokens=256,
+        lora_adapters=served.directories,
+    )  # fmt: skip
+    engine, ready = build_engine_from(served.checkpoint, settings)
+    assert ready.adapters == list(CONFIGS)
+    shared = random_ids(34, 77)
+    chosen = [None, *CONFIGS, None, *CONFIGS]
+    prompts = [[*shared, 5 + index // 4] for index in range(len(chosen))]
+    outputs: dict[int, list[RequestOutput]] = {index: [] for index in range(len(chosen))}
+
+    def finish() -> None:
+        while engine.has_work:
+            for output in engine.step().outputs:
+                outputs[output.request_id].append(output)
+
+    for index, (adapter, prompt) in enumerate(zip(chosen, prompts, strict=True)):
+        sampling = SamplingParams(max_new_tokens=40, ignore_eos=True, logprobs=True, seed=0)
+        engine.submit(
+            Submit(request_id=index, token_ids=prompt, sampling=sampling, adapter=adapter)
+        )
+        if index == 3:
+            # The second half then finds the first half's prefixes.
+            finish()
+    finish()
+    assert engine.stats().preemptions_total > 0
+    assert engine.stats().prefix_hit_tokens_total > 0
+    engine.check_integrity()
+    names = list(CONFIGS)
+    for index, adapter in enumerate(chosen):
+        tokens = [token for output in outputs[index] for token in output.token_ids]
+        model = served.models[NO_ADAPTER if adapter is None else names.index(adapter)]
+        logits = logits_of(model, [*prompts[index], *tokens])[len(prompts[index]) - 1 : -1]
+        expected = logits.log_softmax(-1).gather(-1, torch.tensor(tokens)[:, None])[:, 0]
+        ours = torch.tensor([value for output in outputs[index] for value in output.logprobs])
+        assert len(tokens) == 40
+        torch.testing.assert_close(ours, expected, rtol=0, atol=2e-3)
+        # Greedy: the token is PEFT's own choice, or as good.
+        best = logits.log_softmax(-1).max(-1).values
+        assert (best - expected).max() < 2e-3
 
 
 # What is refused.
