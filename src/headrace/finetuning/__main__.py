@@ -9,12 +9,14 @@ import warnings
 from pathlib import Path
 
 from headrace.finetuning.exit_status import ExitStatus
+from headrace.finetuning.parent_death import follow_parent
 from headrace.finetuning.run_directory import RunDirectory
 from headrace.link.errors import ConfigurationError, HeadraceError
 
 
 def main(directory: Path) -> ExitStatus:
     """Train; an error becomes one line, from the first process only."""
+    follow_parent()
     _quieten()
     from headrace.finetuning.training.run import run
 

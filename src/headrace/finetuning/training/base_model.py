@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.checkpoint.config_json import config_json
@@ -22,24 +22,22 @@ def load_base(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
         ConfigurationError: a GGUF file whose rotary scaling Transformers has no name for.
     """
     if isinstance(checkpoint, GGUFCheckpoint):
-        return _from_gguf(checkpoint, dtype)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model = _empty(checkpoint, dtype)
+        weights = _read_all(checkpoint, dtype)
+        if checkpoint.config.tie_word_embeddings:
+            weights[HEAD] = weights[EMBEDDING]
+        model.load_state_dict(weights, assign=True)
+        model.tie_weights()
+        return model
+    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         checkpoint.path, dtype=dtype, attn_implementation="sdpa", local_files_only=True
     )
-    return model
+    return loaded
 
 
-def _from_gguf(checkpoint: GGUFCheckpoint, dtype: torch.dtype) -> PreTrainedModel:
-    try:
-        described = config_json(checkpoint.config)
-    except ValueError as error:
-        raise ConfigurationError(
-            f"{checkpoint.path}: cannot be fine-tuned from GGUF ({error}); use its safetensors"
-        ) from None
-    described.pop("architectures")
-    config = AutoConfig.for_model(described.pop("model_type"), **described)
-    ends = list(checkpoint.eos_token_ids)
-    config.eos_token_id = ends if len(ends) > 1 else next(iter(ends), None)
+def _empty(checkpoint: GGUFCheckpoint, dtype: torch.dtype) -> PreTrainedModel:
+    """The model with its weights on the meta device, and all that is computed at its making."""
+    config = _transformers_config(checkpoint)
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             config, dtype=dtype, attn_implementation="sdpa"
@@ -48,12 +46,21 @@ def _from_gguf(checkpoint: GGUFCheckpoint, dtype: torch.dtype) -> PreTrainedMode
     for module in model.modules():
         if type(module).__name__.endswith("RotaryEmbedding"):
             module.__init__(config=config)  # type: ignore[misc]
-    weights = _read_all(checkpoint, dtype)
-    if config.tie_word_embeddings:
-        weights[HEAD] = weights[EMBEDDING]
-    model.load_state_dict(weights, assign=True)
-    model.tie_weights()
     return model
+
+
+def _transformers_config(checkpoint: GGUFCheckpoint) -> PreTrainedConfig:
+    try:
+        described = config_json(checkpoint.config)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{checkpoint.path}: cannot be fine-tuned from GGUF ({error}); use its safetensors"
+        ) from None
+    described.pop("architectures")
+    config: PreTrainedConfig = AutoConfig.for_model(described.pop("model_type"), **described)
+    ends = list(checkpoint.eos_token_ids)
+    config.eos_token_id = ends if len(ends) > 1 else next(iter(ends), None)
+    return config
 
 
 def _read_all(checkpoint: GGUFCheckpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:

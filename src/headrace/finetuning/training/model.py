@@ -29,7 +29,10 @@ def base_dtype(settings: FinetuneSettings) -> torch.dtype:
 
 
 def build_model(
-    settings: FinetuneSettings, checkpoint: Checkpoint, base_name: str, device: torch.device
+    settings: FinetuneSettings,
+    checkpoint: Checkpoint,
+    base_name: str,
+    device: torch.device,
 ) -> tuple[PeftModel, str]:
     """The base with adapters, on ``device`` unless its weights will be sharded.
 
