@@ -6,21 +6,31 @@ import click
 
 
 @click.command("doctor")
-def command() -> int:
+@click.option("--json", "as_json", is_flag=True, help="Plain data, for programs.")
+@click.option("--measure/--no-measure", default=True, help="Measure how fast the machine is. [yes]")
+def command(as_json: bool, measure: bool) -> int:
     """Say what this machine is, what is installed, and which backends work and why others do not.
 
-    The exit status is 1 where no backend works.
+    Its text is what a bug report needs. The exit status is 1 where no backend works.
     """
+    from headrace.cli.diagnosis.backends import find_backends
+    from headrace.cli.diagnosis.sections import sections
+
+    found = sections(measure=measure)
+    if as_json:
+        import msgspec
+
+        told = {title: dict(pairs) for title, pairs in found}
+        backends = find_backends()
+        data = {**told, "Backends": backends}
+        click.echo(msgspec.json.format(msgspec.json.encode(data), indent=1).decode())
+        return 0 if any(backend.works for backend in backends) else 1
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    from headrace.cli.diagnosis.backends import find_backends
-    from headrace.cli.diagnosis.machine import describe_machine
-    from headrace.cli.diagnosis.versions import describe_versions
-
     console = Console(highlight=False)
-    for title, pairs in (("Machine", describe_machine()), ("Versions", describe_versions())):
+    for title, pairs in found:
         table = Table.grid(padding=(0, 2))
         for name, value in pairs:
             table.add_row(f"  {name}", escape(value))

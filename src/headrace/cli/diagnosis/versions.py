@@ -8,6 +8,17 @@ from importlib.metadata import PackageNotFoundError, version
 
 import headrace
 
+_OPTIONAL = (
+    "transformers",
+    "peft",
+    "accelerate",
+    "trl",
+    "datasets",
+    "liger-kernel",
+    "deepspeed",
+    "bitsandbytes",
+    "matplotlib",
+)
 _PACKAGES = ("torch", "triton", "numpy", "tokenizers", "safetensors", "huggingface-hub", "uvicorn")
 
 
@@ -18,6 +29,11 @@ def describe_versions() -> list[tuple[str, str]]:
         ("Python", f"{platform.python_version()} at {sys.executable}"),
         *((package, _version(package)) for package in _PACKAGES),
     ]
+
+
+def describe_optional() -> list[tuple[str, str]]:
+    """Pairs of a library that fine-tuning or benchmarks can use and its version."""
+    return [(package, _version(package)) for package in _OPTIONAL]
 
 
 def _version(package: str) -> str:
