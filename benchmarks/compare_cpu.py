@@ -97,7 +97,7 @@ def first_token_seconds(port: int) -> float:
 def headrace_rows(gguf: str) -> list[Row]:
     """Engine alone, HTTP and start, with bf16 weights and with the file's own."""
     rows: list[Row] = []
-    for weights, flags in (("bf16", []), ("q4_1", ["--packed-weights"])):
+    for weights, flags in (("bf16", ["--no-packed-weights"]), ("q4_1", [])):
         answer = run([sys.executable, str(PEERS / "headrace_engine.py"), gguf, weights])
         rows += rows_of(answer)
         starts, firsts = [], []

@@ -59,7 +59,9 @@ def build_engine_from(
         head_dim=checkpoint.config.head_dim,
         block_size=settings.block_size,
         threads=settings.threads,
-        packed_weights=settings.packed_weights,
+        packed_weights=settings.packed_weights
+        if settings.packed_weights is not None
+        else settings.dtype == "auto",
     )
     backend, on_gpu = choice.backend, choice.device.type != "cpu"
     _log.info("backend", name=backend.name, device=str(choice.device), why=choice.reason)

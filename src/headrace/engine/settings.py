@@ -28,6 +28,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         ageing_seconds: Waiting so long is worth one level of priority.
         packed_weights: Compute with quantized weights as they are packed, activations rounded to
             8 bits, where the backend can; otherwise they are unpacked to ``dtype`` at load.
+            ``None``: yes, unless a ``dtype`` is named.
         lora_adapters: Name to PEFT directory or hub id of each adapter that requests may choose.
         max_lora_rank: Largest rank of an adapter that is accepted.
         random_weights_seed: Draw the weights from this seed instead of reading them.
@@ -49,7 +50,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     threads: int | None = None
     prefix_cache: bool = True
     ageing_seconds: float = 1.0
-    packed_weights: bool = False
+    packed_weights: bool | None = None
     lora_adapters: dict[str, str] = {}
     max_lora_rank: int = 64
     random_weights_seed: int | None = None

@@ -45,7 +45,8 @@ MODEL = Section(
             kind=Switch(),
             part=Part.ENGINE,
             tgi=False,
-            help="Compute with quantized weights as they are packed: faster, less exact.",
+            help="Compute with quantized weights as they are packed: faster, slightly less exact.",
+            default_text="on, unless --dtype names a type",
         ),
         Setting(
             name="lora-adapters",
