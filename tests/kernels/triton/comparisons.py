@@ -318,8 +318,8 @@ def interpreted_cases() -> Iterator[Case]:
     # Imported here: with a GPU this script is about kernels alone.
     from decoder_comparison import decoder_error
 
-    yield "decoder fused float16", partial(decoder_error, INTERPRETED, fused=True)
-    yield "decoder separate float16", partial(decoder_error, INTERPRETED, fused=False)
+    yield "decoder fused float16", partial(decoder_error, INTERPRETED, adapted=False)
+    yield "decoder adapted float16", partial(decoder_error, INTERPRETED, adapted=True)
     for dtype in (torch.float16, torch.float32):
         name = str(dtype).removeprefix("torch.")
         here = Comparisons(torch.device("cpu"), dtype, INTERPRETED)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from headrace.checkpoint.config import ModelConfig
+from headrace.kernels.low_rank.stack import LowRankStack, LowRankUpdate
 from headrace.kernels.triton_launch import GpuTraits
 from headrace.modeling.activations import Activations
-from headrace.modeling.adapters.adapter_set import NO_UPDATES, LayerUpdates
+from headrace.modeling.adapters.adapter_set import LayerUpdates
 from headrace.modeling.backends.captured_graphs import step_views
 from headrace.modeling.backends.torch_backend import TorchBackend
 from headrace.modeling.backends.triton_gpu import TritonOperations
@@ -69,6 +70,7 @@ def logits_of_steps(
             sampled_tokens=torch.tensor([count - 1], dtype=torch.int32),
             max_query_length=count,
             max_context_length=computed + count,
+            adapter_of_token=torch.zeros(count, dtype=torch.int32),
         )
         computed += count
         step = step_views(whole, count, 1, 1, count, computed)
@@ -79,15 +81,40 @@ def logits_of_steps(
     return torch.stack(rows)
 
 
-def decoder_error(traits: GpuTraits, fused: bool) -> float:
-    """Relative error of float16 logits over all steps; not ``fused``: as with adapters."""
-    updates = None if fused else [NO_UPDATES] * CONFIG.num_layers
+def random_updates(operations: Operations) -> list[LayerUpdates]:
+    """One adapter on every linear but the attention's output; the same numbers at every call."""
+    generator = torch.Generator().manual_seed(7)
+
+    def stack(widths: tuple[int, ...], columns: int) -> LowRankStack:
+        def factor(rows: int, width: int) -> torch.Tensor:
+            return torch.randn(rows, width, generator=generator).half()
+
+        updates = [LowRankUpdate(factor(3, columns), factor(w, 3), 0.02) for w in widths]
+        return LowRankStack.build(
+            [updates], widths, columns, operations.activation_dtype, operations.device
+        )
+
+    hidden, inner = CONFIG.hidden_size, CONFIG.intermediate_size
+    return [
+        LayerUpdates(
+            qkv=stack((CONFIG.q_size, CONFIG.kv_size, CONFIG.kv_size), hidden),
+            gate_up=stack((inner, inner), hidden),
+            down=stack((hidden,), inner),
+        )
+        for _ in range(CONFIG.num_layers)
+    ]
+
+
+def decoder_error(traits: GpuTraits, adapted: bool) -> float:
+    """Relative error of float16 logits over all steps, with an adapter (then unfused) or none."""
     device, dtype = torch.device("cpu"), torch.float16
     reader = SharedReader(dtype)
     operations = TritonOperations(device, dtype, None, traits)
     operations.tuner.freeze()
     tokens = torch.randint(0, CONFIG.vocab_size, (22,)).tolist()
-    logits = logits_of_steps(operations, reader, tokens, updates)
     reference = TorchBackend(device, torch.float32).operations
-    expected = logits_of_steps(reference, reader, tokens, None)
+    logits, expected = (
+        logits_of_steps(ops, reader, tokens, random_updates(ops) if adapted else None)
+        for ops in (operations, reference)
+    )
     return float((logits - expected).norm() / expected.norm())

@@ -41,7 +41,7 @@ def errors() -> dict[str, float]:
     return {report["case"]: report["error"] for report in reports}
 
 
-@pytest.mark.parametrize("way", ["fused", "separate"])
+@pytest.mark.parametrize("way", ["fused", "adapted"])
 def test_decoder_over_the_kernels_agrees_with_plain_torch(
     way: str, errors: dict[str, float]
 ) -> None:
