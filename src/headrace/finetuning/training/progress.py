@@ -69,9 +69,9 @@ class ProgressDisplay(TrainerCallback):
             # The time of an evaluation is not training time.
             self._last = (time.monotonic(), self._tokens_seen(), state.global_step)
         elif "loss" in logs:
-            self._show(state, logs)
+            self._show(state, logs, args.device)
 
-    def _show(self, state: TrainerState, logs: dict[str, Any]) -> None:
+    def _show(self, state: TrainerState, logs: dict[str, Any], device: torch.device) -> None:
         now, tokens = time.monotonic(), self._tokens_seen()
         then, tokens_then, step_then = self._last
         self._last = (now, tokens, state.global_step)
@@ -81,7 +81,7 @@ class ProgressDisplay(TrainerCallback):
         left = timedelta(seconds=round((state.max_steps - state.global_step) * seconds / steps))
         text = (
             f"loss {logs['loss']:.4f}  {speed:,.0f} tokens/s  "
-            f"{_memory_bytes() / _GIB:.1f} GiB  {left} left"
+            f"{_memory_bytes(device) / _GIB:.1f} GiB  {left} left"
         )
         if self._bar is not None:
             self._bar.update(self._task, description=text)
@@ -103,7 +103,7 @@ class ProgressDisplay(TrainerCallback):
             self._bar = None
 
 
-def _memory_bytes() -> int:
-    if torch.cuda.is_available():
+def _memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     return int(psutil.Process().memory_info().rss)
