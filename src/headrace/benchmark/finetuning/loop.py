@@ -113,10 +113,9 @@ class TrainingLoop:
     def time(self, warmups: int, steps: int) -> StepTimes:
         """Time ``steps`` steps after ``warmups``; the host may run ahead, as in training."""
         on_gpu = self._device.type == "cuda"
-        for index in range(warmups):
-            if index == warmups - 1 and on_gpu:
-                torch.cuda.synchronize(self._device)
-                torch.cuda.reset_peak_memory_stats(self._device)
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(self._device)
+        for _ in range(warmups):
             self._forward_backward()
             self._update()
         clock = Clock(self._device)

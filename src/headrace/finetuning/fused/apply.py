@@ -24,8 +24,16 @@ from headrace.link.errors import ConfigurationError
 if TYPE_CHECKING:
     from torch import nn
 
+GRAPH_TOKENS = 4096
+"""Above this the device is busier than the host (8B on an H100: 1,500 tokens already suffice)."""
 
-def fuse(model: nn.Module, pieces: FusedPieces | None = None, distributed: str = "ddp") -> None:
+
+def fuse(
+    model: nn.Module,
+    pieces: FusedPieces | None = None,
+    distributed: str = "ddp",
+    graph_tokens: int = GRAPH_TOKENS,
+) -> None:
     """Replace forwards in place; names, parameters and the saved adapter stay PEFT's.
 
     ``model(input_ids=…, labels=…, position_ids=…, attention_mask=…).loss`` works as before, also
@@ -44,6 +52,9 @@ def fuse(model: nn.Module, pieces: FusedPieces | None = None, distributed: str =
         distributed: ``ddp`` (also a single device), ``fsdp`` (no merged projections: each weight is
             sharded alone) or ``zero3`` (module pieces only: ZeRO-3 gathers the weights of a module
             when that module is called, and a fused layer calls none).
+        graph_tokens: On a GPU, steps of whole rows (no ``position_ids``) of up to so many tokens
+            are captured as a CUDA graph when their shape comes the third time; 0: none. Only with
+            ``decoder_layer`` and ``cross_entropy``.
 
     Raises:
         ConfigurationError: The family, an adapter's kind, a trained base parameter, or a piece that
@@ -69,8 +80,8 @@ def fuse(model: nn.Module, pieces: FusedPieces | None = None, distributed: str =
         asked = replace(asked, merged_projections=False, cross_entropy=False)
     causal = causal_model(model)
     check_trained(model)
+    plans = []
     if asked.decoder_layer:
-        plans = []
         for index, layer in enumerate(causal.model.layers):
             plan = plan_layer(layer, causal.config, index, asked.merged_projections)
             fuse_layer(layer, plan, index)
@@ -79,7 +90,7 @@ def fuse(model: nn.Module, pieces: FusedPieces | None = None, distributed: str =
     else:
         _fuse_modules(causal, asked)
     if asked.cross_entropy:
-        causal.forward = FusedCausalForward(causal)
+        causal.forward = FusedCausalForward(causal, plans, graph_tokens)
 
 
 def _fuse_modules(causal: nn.Module, pieces: FusedPieces) -> None:

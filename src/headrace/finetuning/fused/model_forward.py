@@ -16,6 +16,7 @@ from headrace.finetuning.fused.head_loss import head_loss
 from headrace.finetuning.fused.norm_function import FusedRMSNorm
 from headrace.finetuning.fused.operations import operations_for
 from headrace.finetuning.fused.padding import PaddingCheck
+from headrace.finetuning.fused.step_graph import StepGraphs
 from headrace.kernels.cross_entropy.reference import IGNORED
 
 Tensor = torch.Tensor
@@ -116,9 +117,40 @@ class FusedModelForward:
 class FusedCausalForward:
     """The causal language model's forward: with labels, the loss without logits."""
 
-    def __init__(self, causal: Any) -> None:
+    def __init__(self, causal: Any, plans: list[LayerPlan], graph_tokens: int) -> None:
         self._causal = causal
         self._plain = causal.forward
+        self._plans = plans
+        self._padding = PaddingCheck()
+        self._graphs = StepGraphs(self._whole_rows_loss, graph_tokens)
+
+    def _whole_rows_loss(self, ids: Tensor, labels: Tensor, num_items: Tensor | None) -> Tensor:
+        hidden = self._causal.model(input_ids=ids, use_cache=False).last_hidden_state
+        return head_loss(hidden, self._causal.lm_head.weight, labels, num_items)
+
+    def _graphed_loss(self, ids: Tensor, labels: Tensor, num_items: Tensor | int | None) -> Tensor:
+        causal = self._causal
+        branches = [
+            branch
+            for plan in self._plans
+            for group in plan.groups
+            for branch in group.active_branches()
+        ]
+        parameters: list[Tensor] = [
+            tensor for branch in branches for tensor in (branch.down, branch.up)
+        ]
+        state = (
+            causal.model.training and causal.model.gradient_checkpointing,
+            torch.are_deterministic_algorithms_enabled(),
+            causal.lm_head.weight.data_ptr(),
+            tuple((branch.dropout, branch.scaling) for branch in branches),
+            tuple((tensor.data_ptr(), tensor.requires_grad) for tensor in parameters),
+        )
+        if not all(tensor.requires_grad for tensor in parameters):
+            parameters = []
+        if num_items is not None:
+            num_items = torch.as_tensor(num_items, device=ids.device).float()
+        return self._graphs.loss(parameters, state, ids, labels, num_items)
 
     def __call__(
         self,
@@ -142,6 +174,12 @@ class FusedCausalForward:
                 **others,
             )
         others["use_cache"] = False
+        if self._plans and position_ids is None and input_ids is not None:
+            if attention_mask is not None:
+                self._padding.check(attention_mask)
+            return CausalLMOutputWithPast(
+                loss=self._graphed_loss(input_ids, labels, num_items_in_batch)
+            )
         hidden = self._causal.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **others
         ).last_hidden_state
