@@ -74,7 +74,7 @@ def test_processes_that_die_are_reported(monkeypatch):
 
 
 def test_a_probe_reports_death_and_silence(monkeypatch):
-    with pytest.raises(probe.ProbeFailed, match="No module named headrace.nothing"):
+    with pytest.raises(probe.ProbeFailed, match="No module named"):
         probe.json_lines("headrace.nothing", 60)
 
     def hang(*_: object, **__: object) -> None:
