@@ -67,12 +67,13 @@ def test_updates_of_many_adapters_in_one_step(
     assert torch.equal(out[adapter_of_token < 0], before[adapter_of_token < 0])
 
 
+@pytest.mark.parametrize("in_features", [100, 12000], ids=["small", "shared by all workers"])
 def test_a_token_does_not_depend_on_its_neighbours(
-    backend: NativeCpuBackend, dtype: torch.dtype
+    backend: NativeCpuBackend, dtype: torch.dtype, in_features: int
 ) -> None:
     torch.manual_seed(0)
-    stack = random_stack(dtype, 100, (70, 40), [[5, 9], [12, 0]])
-    x, out = torch.randn(19, 100).to(dtype), torch.randn(19, 110).to(dtype)
+    stack = random_stack(dtype, in_features, (70, 40), [[5, 9], [12, 0]])
+    x, out = torch.randn(19, in_features).to(dtype), torch.randn(19, 110).to(dtype)
     together, alone = out.clone(), out.clone()
     adapter_of_token = torch.tensor([0] * 9 + [1, -1] * 5, dtype=torch.int32)
     backend.operations.add_low_rank(x, stack, step_of(adapter_of_token), together)

@@ -9,6 +9,7 @@ namespace headrace::HEADRACE_ISA {
 namespace {
 
 constexpr int64_t kTokens = 8;     // neighbours that share what they read, where the adapter is one
+constexpr int64_t kSharedElements = 1 << 17;  // of `down`, below which a barrier costs more
 constexpr int64_t kRows = 8;       // rows of `down` of one task
 constexpr int64_t kColumns = 256;  // output columns of one task
 #if defined(__AVX512F__)
@@ -152,36 +153,66 @@ void widen_token(const LowRank& call, int64_t token, int64_t begin, int64_t end)
     }
 }
 
-template <class D, class Out>
-void add_low_rank(const LowRank& call, const Step& step, Worker& worker) {
-    const int64_t chunks = (step.tokens + kTokens - 1) / kTokens;
-    const int64_t row_blocks = (call.most_rows + kRows - 1) / kRows;
+// Rows [row, row + kRows) of what tokens [first, last) are narrowed to, run by run of one adapter.
+template <class D>
+void narrow_chunk(const LowRank& call, int64_t first, int64_t last, int64_t row) {
     const int32_t* adapters = call.adapter_of_token;
-    const auto chunk_end = [&](int64_t first) {
-        return first + kTokens < step.tokens ? first + kTokens : int64_t{step.tokens};
-    };
-    for (int64_t task = worker.take(1); task < chunks * row_blocks; task = worker.take(1)) {
-        const int64_t last = chunk_end(task / row_blocks * kTokens);
-        for (int64_t token = task / row_blocks * kTokens; token < last;) {
-            int64_t end = token + 1;
-            while (end < last && adapters[end] == adapters[token]) ++end;
-            if (adapters[token] >= 0) {
-                narrow_run<D>(call, token, end, task % row_blocks * kRows);
-            }
-            token = end;
+    for (int64_t token = first; token < last;) {
+        int64_t end = token + 1;
+        while (end < last && adapters[end] == adapters[token]) ++end;
+        if (adapters[token] >= 0) narrow_run<D>(call, token, end, row);
+        token = end;
+    }
+}
+
+template <class D, class Out>
+void widen_chunk(const LowRank& call, int64_t first, int64_t last, int64_t begin, int64_t end) {
+    for (int64_t token = first; token < last; ++token) {
+        if (call.adapter_of_token[token] >= 0) widen_token<D, Out>(call, token, begin, end);
+    }
+}
+
+// A chunk of tokens is one worker's from end to end: no worker waits for another.
+template <class D, class Out>
+void add_by_chunks(const LowRank& call, int64_t tokens, int64_t chunk, Worker& worker) {
+    const int64_t columns = call.columns[call.projections];
+    for (int64_t first = worker.take(chunk); first < tokens; first = worker.take(chunk)) {
+        const int64_t last = first + chunk < tokens ? first + chunk : tokens;
+        for (int64_t row = 0; row < call.most_rows; row += kRows) {
+            narrow_chunk<D>(call, first, last, row);
         }
+        widen_chunk<D, Out>(call, first, last, 0, columns);
+    }
+}
+
+// All workers share every chunk: fewer tokens than workers, and much to read for each.
+template <class D, class Out>
+void add_together(const LowRank& call, int64_t tokens, Worker& worker) {
+    const int64_t row_blocks = (call.most_rows + kRows - 1) / kRows;
+    for (int64_t task = worker.take(1); task < tokens * row_blocks; task = worker.take(1)) {
+        const int64_t token = task / row_blocks;
+        narrow_chunk<D>(call, token, token + 1, task % row_blocks * kRows);
     }
     worker.next_phase();
     const int64_t columns = call.columns[call.projections];
     const int64_t column_blocks = (columns + kColumns - 1) / kColumns;
-    for (int64_t task = worker.take(1); task < chunks * column_blocks; task = worker.take(1)) {
-        const int64_t first = task / column_blocks * kTokens;
+    for (int64_t task = worker.take(1); task < tokens * column_blocks; task = worker.take(1)) {
+        const int64_t token = task / column_blocks;
         const int64_t begin = task % column_blocks * kColumns;
         const int64_t end = begin + kColumns < columns ? begin + kColumns : columns;
-        for (int64_t token = first; token < chunk_end(first); ++token) {
-            if (adapters[token] >= 0) widen_token<D, Out>(call, token, begin, end);
-        }
+        widen_chunk<D, Out>(call, token, token + 1, begin, end);
     }
+}
+
+template <class D, class Out>
+void add_low_rank(const LowRank& call, const Step& step, Worker& worker) {
+    const int64_t tokens = step.tokens, workers = worker.count();
+    if (tokens < workers && call.most_rows * call.k >= kSharedElements) {
+        add_together<D, Out>(call, tokens, worker);
+        return;
+    }
+    const int64_t share = (tokens + workers - 1) / workers;
+    add_by_chunks<D, Out>(call, tokens, share < kTokens ? share : kTokens, worker);
 }
 
 }  // namespace
