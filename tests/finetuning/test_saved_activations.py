@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 
 import msgspec
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from headrace.checkpoint.config import ModelConfig
 from headrace.checkpoint.config_json import config_json
+from headrace.finetuning.fused.apply import fuse
+from headrace.finetuning.fused.pieces import FusedPieces
 from headrace.finetuning.placement.activations import saved_bytes
 from headrace.finetuning.placement.parameter_counts import adapter_parameters
 from headrace.finetuning.placement.workload import UNFUSED, TrainingWorkload
@@ -71,6 +76,53 @@ def test_what_a_step_keeps_is_predicted(config: ModelConfig, changes: dict[str, 
         casts = 2 * adapter_parameters(config, workload.rank, workload.target_modules)
     predicted = saved_bytes(config, workload) + of_loss + casts
     assert predicted == pytest.approx(saved_by_autograd(config, workload), rel=0.02)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("config", [LLAMA, TIED], ids=lambda config: config.family)
+def test_what_fused_layers_keep_is_predicted(config: ModelConfig, checkpointing: bool) -> None:
+    workload = dataclasses.replace(
+        STOCK,
+        row_tokens=256,
+        fused=FusedPieces(),
+        gradient_checkpointing=checkpointing,
+        autocast=False,
+    )
+    model = build(config, workload)
+    fuse(model)
+    ids = torch.randint(0, config.vocab_size, (workload.rows, workload.row_tokens))
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    with LiveStorages(own) as live:
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+    # Fused head and loss keep the gradient of the hidden states; adapters are kept in bf16.
+    of_loss = 2 * config.hidden_size * workload.tokens
+    casts = 2 * adapter_parameters(config, workload.rank, workload.target_modules)
+    predicted = saved_bytes(config, workload) + of_loss + casts
+    assert loss.requires_grad
+    assert predicted == pytest.approx(live.total_bytes(), rel=0.05)
+
+
+class LiveStorages(TorchDispatchMode):
+    """The storages that operations have made and that are still alive, views of others not."""
+
+    def __init__(self, others: set[int]) -> None:
+        super().__init__()
+        self._others = others
+        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata in self._others:
+                    continue
+                self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        return out
+
+    def total_bytes(self) -> int:
+        gc.collect()
+        return sum(size for storage, size in self._made.values() if not storage.expired())
 
 
 def saved_by_autograd(config: ModelConfig, workload: TrainingWorkload) -> int:
