@@ -39,7 +39,7 @@ class FakeGraph:
 class Stage:
     """A program over buffers full of earlier steps' rubbish, and what it ran."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rows: int = MAX_ROWS) -> None:
         self.eager: list[tuple[int, ...]] = []
 
         @contextmanager
@@ -57,13 +57,14 @@ class Stage:
 
         self.step = StepInputs(
             token_ids=ints(MAX_TOKENS), positions=ints(MAX_TOKENS), cache_slots=ints(MAX_TOKENS),
-            query_start=ints(MAX_ROWS + 1), context_lengths=ints(MAX_ROWS), rows=ints(MAX_ROWS),
-            block_tables=torch.zeros(MAX_ROWS, 4, dtype=torch.int32),
+            query_start=ints(rows + 1), context_lengths=ints(rows), rows=ints(rows),
+            block_tables=torch.zeros(rows, 4, dtype=torch.int32),
             sampled_tokens=ints(MAX_TOKENS), max_query_length=MAX_TOKENS, max_context_length=64,
         )  # fmt: skip
         operations = TorchBackend(torch.device("cpu"), torch.float32).operations
-        activations = Activations.allocate(CONFIG, operations, MAX_TOKENS, MAX_ROWS)
-        self.program = GraphProgram(self._compute, self.step, activations, MAX_ROWS)
+        activations = Activations.allocate(CONFIG, operations, MAX_TOKENS, rows)
+        self.program = GraphProgram(self._compute, self.step, activations, rows)
+        self.program.capture()
         self.eager.clear()
 
     def _compute(self, step: StepInputs, buffers: Activations) -> None:
@@ -108,6 +109,15 @@ def test_step_with_prompts_gives_spare_sequences_no_tokens(stage: Stage) -> None
     assert stage.step.context_lengths.tolist() == [7, 7, 7, 0, 0, 0, 0, 0, 7, 7]
     assert (stage.step.cache_slots[70:128] == -1).all()
     assert (stage.step.cache_slots[128:] == 7).all()
+
+
+def test_step_with_prompts_and_many_sequences_never_replays_a_decode_graph(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A graph of 64 tokens of 64 sequences is a decode graph: it skips prompts."""
+    stage = Stage(monkeypatch, rows=64)
+    stage.program.run(50, 40, 40, 8, 60)
+    assert stage.replayed() == [(128, 64, 64, 128)]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """The decoder's forward in fewer launches, for backends that fuse across ``Operations``.
 
-The same computation as ``Decoder.body``. What is gained: rotation, cache write and attention of a
-decode step are one launch; a projection may add to the residual stream itself; and behind the last
-layer's attention only the tokens that are sampled go on, which spares a prompt most of a layer.
+The same computation as ``Decoder.body``. What is gained: a projection may add to the residual
+stream itself, and behind the last layer's attention only the tokens that are sampled go on, which
+spares a prompt most of a layer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 
 from headrace.modeling.activations import Activations
-from headrace.modeling.operations import AttentionShape, HeadNorm, LayerCache, Linear
+from headrace.modeling.operations import LayerCache, Linear
 from headrace.modeling.step import StepInputs
 
 if TYPE_CHECKING:
@@ -24,18 +24,6 @@ if TYPE_CHECKING:
 @runtime_checkable
 class FusedOperations(Protocol):
     """What a backend may offer beyond ``Operations``."""
-
-    def rotate_and_attend(
-        self,
-        qkv: torch.Tensor,
-        cos_sin: torch.Tensor,
-        norm: HeadNorm | None,
-        shape: AttentionShape,
-        cache: LayerCache,
-        step: StepInputs,
-        out: torch.Tensor,
-    ) -> None:
-        """``rotate_and_cache``, then ``attention``; ``qkv`` may be left as it was."""
 
     def linear_add_rms_norm(
         self,
@@ -73,15 +61,10 @@ def fused_body(
     ops.rms_norm(buffers.residual, layers[0].input_norm, eps, buffers.normed)
     for layer, following, cache in zip(layers, (*layers[1:], None), caches, strict=True):
         ops.linear(buffers.normed, layer.qkv, buffers.qkv)
-        ops.rotate_and_attend(
-            buffers.qkv,
-            decoder.cos_sin,
-            layer.head_norm,
-            layer.attention,
-            cache,
-            step,
-            buffers.attended,
+        ops.rotate_and_cache(
+            buffers.qkv, decoder.cos_sin, layer.head_norm, layer.attention, cache, step
         )
+        ops.attention(buffers.qkv, layer.attention, cache, step, buffers.attended)
         if following is None and sampled_only:
             buffers = _of_sampled_tokens(ops, step, buffers)
         ops.linear_add_rms_norm(

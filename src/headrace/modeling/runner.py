@@ -272,10 +272,13 @@ class ModelRunner:
             self.execute(every_row)
             self.execute([ScheduledTokens(0, longest - 1, [0], samples=True)])
         if self._device.type != "cpu":
+            # A position below the last, since a penalty remembers the token that is drawn after it.
+            last = max(0, min(longest, limits.max_length - 1) - 1)
+            drawing = [ScheduledTokens(row, last, [0], samples=True) for row in rows]
             for sampling in WARMUP_SAMPLING:
                 for row in rows:
                     self.set_row(row, sampling, [0])
-                self.execute(every_row)
+                self.execute(drawing)
             for row in rows:
                 self.clear_row(row)
 

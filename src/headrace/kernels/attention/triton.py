@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from headrace.kernels.attention.triton_decode import decode_attention_kernel
 from headrace.kernels.attention.triton_prefill import prefill_attention_kernel
@@ -20,16 +21,22 @@ HEAD_SIZES = (64, 96, 128, 256)
 _LOG2_E = math.log2(math.e)
 _MOST_SHARES = 32
 _SMALLEST_SHARE = 64
+_FRESH_STAGES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeTiling:
-    """Launch parameters of the decode kernel: keys a tile, shares of a context, pipeline depth."""
+    """Launch parameters of the decode kernel: keys a tile, shares of a context, pipeline depth.
+
+    Attributes:
+        smallest_share: Fewest keys of a share; a shorter context has fewer shares.
+    """
 
     tile: int
     shares: int
     stages: int
     warps: int
+    smallest_share: int = _SMALLEST_SHARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,20 +89,13 @@ def choose_prefill_tiling(head_dim: int, dtype: torch.dtype, traits: GpuTraits) 
     return PrefillTiling(rows=64, tile=32, stages=1, warps=4)
 
 
-@dataclass(frozen=True, slots=True)
-class Rotation:
-    """What turns projected queries and keys into those of attention.
+def can_read_fresh(head_dim: int, sliding_window: int | None, traits: GpuTraits) -> bool:
+    """Whether prompts without cached tokens are read as whole tiles of the projection's output.
 
-    Attributes:
-        cos_sin: [positions, head_dim] float32: cosines, then sines, of the half-width.
-        query_norm: [head_dim] RMSNorm weight of each query head, or none; ``key_norm`` likewise.
-        eps: Of those norms.
+    Measured on an H100 at head size 128: 102 us instead of 143 for one prompt of 2048 tokens.
     """
-
-    cos_sin: torch.Tensor
-    query_norm: torch.Tensor | None = None
-    key_norm: torch.Tensor | None = None
-    eps: float = 0.0
+    whole = head_dim in (64, 128)
+    return traits.wide_matrix_unit and whole and sliding_window is None
 
 
 class AttentionWorkspace:
@@ -141,13 +141,12 @@ def paged_attention(
     max_context_length: int,
     workspace: AttentionWorkspace,
     traits: GpuTraits,
-    rotation: Rotation | None = None,
 ) -> None:
     """``out[T, heads * head_dim]`` = attention of new tokens to their pages; see the reference.
 
     Args:
-        rotation: For a pure decode step (``max_query_length`` 1): ``qkv`` is as the projection
-            left it, and the new keys and values are written to the cache here.
+        qkv: [T, (heads + 2 * kv_heads) * head_dim]; with several new tokens of a sequence, keys
+            must be rotated there as well as in the cache.
         key_cache: [num_blocks, block_size, num_kv_heads, head_dim], any strides whose last is 1.
         value_cache: The same shape and strides.
         max_query_length: Bound on a sequence's new tokens; 1 launches the decode kernel alone.
@@ -160,7 +159,6 @@ def paged_attention(
     group = num_heads // num_kv_heads
     head_dim_padded = triton.next_power_of_2(head_dim)
     mixed = max_query_length > 1 and sequences > 1
-    unused = qkv
     if max_query_length == 1 or mixed:
         decode = choose_decode_tiling(sequences, num_kv_heads, head_dim, max_context_length, traits)
         group_padded = max(16, triton.next_power_of_2(group))
@@ -185,10 +183,6 @@ def paged_attention(
             key_cache.stride(2),
             block_tables.stride(0),
             num_kv_heads,
-            unused if rotation is None else rotation.cos_sin,
-            unused if rotation is None or rotation.query_norm is None else rotation.query_norm,
-            unused if rotation is None or rotation.key_norm is None else rotation.key_norm,
-            0.0 if rotation is None else rotation.eps,
             GROUP=group,
             GROUP_PADDED=group_padded,
             HEAD_DIM=head_dim,
@@ -196,16 +190,15 @@ def paged_attention(
             BLOCK_SIZE=key_cache.shape[1],
             TILE=decode.tile,
             SHARES=decode.shares,
-            SMALLEST_SHARE=max(decode.tile, _SMALLEST_SHARE),
+            SMALLEST_SHARE=max(decode.tile, decode.smallest_share),
             WINDOW=sliding_window or 0,
             STAGES=decode.stages,
-            ROTATE=rotation is not None,
-            HAS_NORM=rotation is not None and rotation.query_norm is not None,
             num_warps=decode.warps,
             **traits.launch_options(),
         )
     if max_query_length > 1:
         prefill = choose_prefill_tiling(head_dim, qkv.dtype, traits)
+        read_fresh = can_read_fresh(head_dim, sliding_window, traits)
         tiles = triton.cdiv(max_query_length, prefill.rows // group)
         prefill_attention_kernel[(tiles, num_kv_heads, sequences)](
             qkv,
@@ -223,6 +216,8 @@ def paged_attention(
             key_cache.stride(1),
             key_cache.stride(2),
             block_tables.stride(0),
+            TensorDescriptor.from_tensor(qkv, [prefill.tile, head_dim]) if read_fresh else qkv,
+            num_kv_heads,
             GROUP=group,
             HEAD_DIM=head_dim,
             HEAD_DIM_PADDED=head_dim_padded,
@@ -232,6 +227,8 @@ def paged_attention(
             WINDOW=sliding_window or 0,
             SKIP_SINGLE=mixed,
             STAGES=prefill.stages,
+            READ_FRESH=read_fresh,
+            FRESH_STAGES=_FRESH_STAGES,
             num_warps=prefill.warps,
             **traits.launch_options(),
         )

@@ -3,10 +3,6 @@
 Flash-decoding (Dao et al., 2023): each program computes a partial softmax over its share of the
 context; the program that ends last for a (sequence, KV head) combines the shares, so that no
 second launch is needed. The shares are cut from the context length on the device.
-
-With ``ROTATE`` the kernel takes queries, keys and values as the projection leaves them: every
-program rotates its own queries, and the one whose share holds the new token starts its softmax
-with that token's key and value, which it also writes to the cache.
 """
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
@@ -16,34 +12,6 @@ import triton
 import triton.language as tl
 
 from headrace.kernels.triton_launch import prefetch_to_l2, start_dependents, wait_for_inputs
-
-
-@triton.jit
-def _rotated(
-    source,
-    weight,
-    cosine,
-    sine,
-    column,
-    mask,
-    eps,
-    HEAD_DIM: tl.constexpr,
-    HAS_NORM: tl.constexpr,
-):
-    """Heads [N, HEAD_DIM_PADDED] float32 at ``source`` + column, normalised if asked, rotated."""
-    half: tl.constexpr = HEAD_DIM // 2
-    partner = tl.where(column < half, column + half, column - half)
-    own = tl.load(source + column[None, :], mask=mask, other=0.0).to(tl.float32)
-    other = tl.load(source + partner[None, :], mask=mask, other=0.0).to(tl.float32)
-    if HAS_NORM:
-        inside = column < HEAD_DIM
-        inverse = tl.rsqrt(tl.sum(own * own, axis=1) / HEAD_DIM + eps)[:, None]
-        own_weight = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
-        other_weight = tl.load(weight + partner, mask=inside, other=0.0).to(tl.float32)
-        own = own * inverse * own_weight[None, :]
-        other = other * inverse * other_weight[None, :]
-    sign = tl.where(column < half, -1.0, 1.0)
-    return own * cosine[None, :] + other * (sign * sine)[None, :]
 
 
 @triton.jit
@@ -67,10 +35,6 @@ def decode_attention_kernel(
     head_stride,
     table_stride,
     num_kv_heads,
-    cos_sin,
-    query_norm,
-    key_norm,
-    eps,
     GROUP: tl.constexpr,
     GROUP_PADDED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -81,8 +45,6 @@ def decode_attention_kernel(
     SMALLEST_SHARE: tl.constexpr,
     WINDOW: tl.constexpr,
     STAGES: tl.constexpr,
-    ROTATE: tl.constexpr,
-    HAS_NORM: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Grid (KV heads, ``SHARES``, sequences).
@@ -96,8 +58,6 @@ def decode_attention_kernel(
         partial_stats: [sequences, kv_heads, SHARES, 2, GROUP_PADDED] float32: maxima, then sums.
         tickets: [sequences, kv_heads] int32 zeros; left at zero.
         scale_log2: Scale of the scores times log2(e).
-        cos_sin: [positions, HEAD_DIM] float32: cosines, then sines; read with ``ROTATE`` only,
-            like the head norms ``query_norm`` and ``key_norm`` [HEAD_DIM] and their ``eps``.
     """
     start_dependents(PDL)
     kv_head = tl.program_id(0)
@@ -128,48 +88,12 @@ def decode_attention_kernel(
         column = tl.arange(0, HEAD_DIM_PADDED)
         inside = (member < GROUP)[:, None] & (column < HEAD_DIM)[None, :]
         head_column = (kv_head * GROUP + member)[:, None] * HEAD_DIM + column[None, :]
+        query = tl.load(qkv + token.to(tl.int64) * qkv_stride + head_column, mask=inside, other=0.0)
         key_base = key_cache + kv_head * head_stride + column[None, :]
         value_base = value_cache + kv_head * head_stride + column[None, :]
-        source = qkv + token.to(tl.int64) * qkv_stride
-        if ROTATE:
-            holds_new = last == context
-            last = tl.minimum(last, context - 1)
-            angle = cos_sin + (context - 1).to(tl.int64) * HEAD_DIM + column % (HEAD_DIM // 2)
-            cosine = tl.load(angle, mask=column < HEAD_DIM, other=1.0)
-            sine = tl.load(angle + HEAD_DIM // 2, mask=column < HEAD_DIM, other=0.0)
-            heads = source + (kv_head * GROUP + member)[:, None] * HEAD_DIM
-            query = _rotated(
-                heads, query_norm, cosine, sine, column, inside, eps, HEAD_DIM, HAS_NORM
-            ).to(key_cache.dtype.element_ty)
-            key_heads = num_kv_heads * GROUP + kv_head + tl.arange(0, 1)
-            key_mask = (column < HEAD_DIM)[None, :] & holds_new
-            new_key = _rotated(
-                source + key_heads[:, None] * HEAD_DIM,
-                key_norm,
-                cosine,
-                sine,
-                column,
-                key_mask,
-                eps,
-                HEAD_DIM,
-                HAS_NORM,
-            ).to(key_cache.dtype.element_ty)
-            value_source = source + (key_heads + num_kv_heads)[:, None] * HEAD_DIM
-            new_value = tl.load(value_source + column[None, :], mask=key_mask, other=0.0)
-            slot_start = tl.load(table + (context - 1) // BLOCK_SIZE).to(tl.int64) * block_stride
-            slot_start += ((context - 1) % BLOCK_SIZE) * offset_stride
-            tl.store(key_base + slot_start, new_key, mask=key_mask)
-            tl.store(value_base + slot_start, new_value, mask=key_mask)
-            score = tl.sum(query.to(tl.float32) * new_key.to(tl.float32), axis=1) * scale_log2
-            maximum = tl.where(holds_new, score, float("-inf"))
-            total = tl.zeros([GROUP_PADDED], tl.float32) + tl.where(holds_new, 1.0, 0.0)
-            result = tl.zeros([GROUP_PADDED, HEAD_DIM_PADDED], tl.float32)
-            result += new_value.to(tl.float32)
-        else:
-            query = tl.load(source + head_column, mask=inside, other=0.0)
-            maximum = tl.full([GROUP_PADDED], float("-inf"), tl.float32)
-            total = tl.zeros([GROUP_PADDED], tl.float32)
-            result = tl.zeros([GROUP_PADDED, HEAD_DIM_PADDED], tl.float32)
+        maximum = tl.full([GROUP_PADDED], float("-inf"), tl.float32)
+        total = tl.zeros([GROUP_PADDED], tl.float32)
+        result = tl.zeros([GROUP_PADDED, HEAD_DIM_PADDED], tl.float32)
         position = first + tl.arange(0, TILE)
         # Read one tile ahead: a load that the key loads wait for would halve the pipeline's depth.
         block = tl.load(table + position // BLOCK_SIZE, mask=position < last, other=0)

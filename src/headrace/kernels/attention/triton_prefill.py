@@ -2,7 +2,8 @@
 
 A tile's rows are (token, head of the group) pairs that share one KV head (arXiv:2305.13245), so
 that each key is read once for all of them; tiles of keys that no row may see are never visited
-(arXiv:2307.08691).
+(arXiv:2307.08691). A prompt without cached tokens reads its keys and values where the projection
+left them: contiguous, so that the device's copy engine can fetch whole tiles.
 """
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
@@ -76,6 +77,45 @@ def _attend_tiles(
 
 
 @triton.jit
+def _attend_fresh_tiles(
+    result,
+    total,
+    maximum,
+    query,
+    query_position,
+    qkv_tiles,
+    first_token,
+    key_column,
+    value_column,
+    first,
+    last,
+    scale_log2,
+    TILE: tl.constexpr,
+    MASKED: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    for start in tl.range(first, last, TILE, num_stages=STAGES):
+        key = qkv_tiles.load([first_token + start, key_column])
+        scores = tl.dot(query, key.T, input_precision="ieee")
+        if MASKED:
+            position = start + tl.arange(0, TILE)
+            visible = position[None, :] <= query_position[:, None]
+            scores = tl.where(visible, scores * scale_log2, -1.0e30)
+            new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
+            weights = tl.exp2(scores - new_maximum[:, None])
+        else:
+            new_maximum = tl.maximum(maximum, tl.max(scores, axis=1) * scale_log2)
+            weights = tl.exp2(scores * scale_log2 - new_maximum[:, None])
+        correction = tl.exp2(maximum - new_maximum)
+        total = total * correction + tl.sum(weights, axis=1)
+        result = result * correction[:, None]
+        value = qkv_tiles.load([first_token + start, value_column])
+        result = tl.dot(weights.to(value.dtype), value, result, input_precision="ieee")
+        maximum = new_maximum
+    return result, total, maximum
+
+
+@triton.jit
 def prefill_attention_kernel(
     qkv,
     key_cache,
@@ -92,6 +132,8 @@ def prefill_attention_kernel(
     offset_stride,
     head_stride,
     table_stride,
+    qkv_tiles,
+    num_kv_heads,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_PADDED: tl.constexpr,
@@ -101,12 +143,19 @@ def prefill_attention_kernel(
     WINDOW: tl.constexpr,
     SKIP_SINGLE: tl.constexpr,
     STAGES: tl.constexpr,
+    READ_FRESH: tl.constexpr,
+    FRESH_STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Grid (tiles of ``ROWS // GROUP`` tokens of the longest query, KV heads, sequences).
 
     Tiles past a sequence's own tokens do nothing, nor, with ``SKIP_SINGLE``, do sequences with
     one new token (the decode kernel's part). The longest tiles come first.
+
+    Args:
+        qkv_tiles: With ``READ_FRESH`` a descriptor of ``qkv`` in tiles [TILE, HEAD_DIM]; rotated
+            keys are then also in ``qkv``. A tile may reach into the next sequence: causality masks
+            what lies there.
     """
     start_dependents(PDL)
     wait_for_inputs(PDL)
@@ -140,11 +189,74 @@ def prefill_attention_kernel(
         result = tl.zeros([ROWS, HEAD_DIM_PADDED], tl.float32)
         total = tl.zeros([ROWS], tl.float32)
         maximum = tl.full([ROWS], -1.0e30, tl.float32)
-        first = 0
-        if WINDOW > 0:
-            first = tl.maximum(tile_start - WINDOW + 1, 0) // TILE * TILE
+        if READ_FRESH and cached == 0:
+            key_column = (num_kv_heads * GROUP + kv_head) * HEAD_DIM
+            value_column = key_column + num_kv_heads * HEAD_DIM
+            diagonal = (tile_start + 1) // TILE * TILE
+            if READ_FRESH:
+                result, total, maximum = _attend_fresh_tiles(
+                    result,
+                    total,
+                    maximum,
+                    query,
+                    query_position,
+                    qkv_tiles,
+                    first_token,
+                    key_column,
+                    value_column,
+                    0,
+                    diagonal,
+                    scale_log2,
+                    TILE,
+                    False,
+                    FRESH_STAGES,
+                )
+                result, total, maximum = _attend_fresh_tiles(
+                    result,
+                    total,
+                    maximum,
+                    query,
+                    query_position,
+                    qkv_tiles,
+                    first_token,
+                    key_column,
+                    value_column,
+                    diagonal,
+                    last,
+                    scale_log2,
+                    TILE,
+                    True,
+                    FRESH_STAGES,
+                )
         else:
-            first = (tile_start + 1) // TILE * TILE
+            first = 0
+            if WINDOW > 0:
+                first = tl.maximum(tile_start - WINDOW + 1, 0) // TILE * TILE
+            else:
+                first = (tile_start + 1) // TILE * TILE
+                result, total, maximum = _attend_tiles(
+                    result,
+                    total,
+                    maximum,
+                    query,
+                    query_position,
+                    key_base,
+                    value_base,
+                    table,
+                    0,
+                    first,
+                    context,
+                    scale_log2,
+                    block_stride,
+                    offset_stride,
+                    HEAD_DIM,
+                    HEAD_DIM_PADDED,
+                    BLOCK_SIZE,
+                    TILE,
+                    WINDOW,
+                    False,
+                    STAGES,
+                )
             result, total, maximum = _attend_tiles(
                 result,
                 total,
@@ -154,8 +266,8 @@ def prefill_attention_kernel(
                 key_base,
                 value_base,
                 table,
-                0,
                 first,
+                last,
                 context,
                 scale_log2,
                 block_stride,
@@ -165,32 +277,9 @@ def prefill_attention_kernel(
                 BLOCK_SIZE,
                 TILE,
                 WINDOW,
-                False,
+                True,
                 STAGES,
             )
-        result, total, maximum = _attend_tiles(
-            result,
-            total,
-            maximum,
-            query,
-            query_position,
-            key_base,
-            value_base,
-            table,
-            first,
-            last,
-            context,
-            scale_log2,
-            block_stride,
-            offset_stride,
-            HEAD_DIM,
-            HEAD_DIM_PADDED,
-            BLOCK_SIZE,
-            TILE,
-            WINDOW,
-            True,
-            STAGES,
-        )
         total = tl.where(total > 0.0, total, 1.0)
         target = out + row_token[:, None] * out_stride + head_column
         tl.store(target, result / total[:, None], mask=inside)

@@ -28,13 +28,16 @@ def rms_norm_kernel(
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Grid (rows of ``out``,); ``BLOCK`` is the power of two that holds ``hidden``."""
+    """Grid (rows of ``out``,); ``BLOCK`` is the power of two that holds ``hidden``.
+
+    The last rows first: of a large input what was written last is still in the L2 cache.
+    """
     start_dependents(PDL)
     column = tl.arange(0, BLOCK)
     inside = column < hidden
     scale = tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
     wait_for_inputs(PDL)
-    program = tl.program_id(0)
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
     row = program.to(tl.int64)
     if GATHER:
         row = tl.load(rows + program).to(tl.int64)

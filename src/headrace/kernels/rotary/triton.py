@@ -28,6 +28,7 @@ def rotate_and_cache_kernel(
     offset_stride,
     head_stride,
     HAS_NORM: tl.constexpr,
+    KEYS_IN_PLACE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HALF: tl.constexpr,
@@ -36,11 +37,12 @@ def rotate_and_cache_kernel(
 ):
     """Grid (tokens, groups of ``HEADS`` heads); ``HALF`` is a power of two >= HEAD_DIM / 2.
 
+    The last tokens first: of a large input what was written last is still in the L2 cache.
     A token whose slot is negative is padding of a captured graph: nothing is written for it.
     """
     start_dependents(PDL)
     wait_for_inputs(PDL)
-    token = tl.program_id(0)
+    token = tl.num_programs(0) - 1 - tl.program_id(0)
     slot = tl.load(cache_slots + token)
     if slot >= 0:
         head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
@@ -70,6 +72,8 @@ def rotate_and_cache_kernel(
         rotated_low = tl.where(is_value[:, None], low, low * cosine - high * sine)
         rotated_high = tl.where(is_value[:, None], high, high * cosine + low * sine)
         query_mask = is_query[:, None] & half_inside[None, :]
+        if KEYS_IN_PLACE:
+            query_mask = (is_query | is_key)[:, None] & half_inside[None, :]
         tl.store(source, rotated_low, mask=query_mask)
         tl.store(source + HEAD_DIM // 2, rotated_high, mask=query_mask)
         place = (slot // BLOCK_SIZE).to(tl.int64) * block_stride
@@ -99,10 +103,12 @@ def rotate_and_cache(
     positions: torch.Tensor,
     cache_slots: torch.Tensor,
     traits: GpuTraits,
+    keys_in_place: bool = False,
 ) -> None:
     """Rotate queries in place, write rotated keys and values to their slots; see the reference.
 
     Args:
+        keys_in_place: Rotate keys in ``qkv`` too, where attention may read those of new prompts.
         key_cache: [num_blocks, block_size, num_kv_heads, head_dim], any strides whose last is 1.
         value_cache: The same shape and strides.
         cache_slots: [T] int32; a negative slot marks a padding token, which is left alone.
@@ -129,6 +135,7 @@ def rotate_and_cache(
         key_cache.stride(1),
         key_cache.stride(2),
         HAS_NORM=query_norm is not None,
+        KEYS_IN_PLACE=keys_in_place,
         BLOCK_SIZE=key_cache.shape[1],
         HEAD_DIM=head_dim,
         HALF=triton.next_power_of_2(head_dim // 2),

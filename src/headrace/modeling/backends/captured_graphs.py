@@ -148,9 +148,12 @@ class GraphProgram:
         if decodes:
             size = _next_size(self._decode_sizes, num_sequences)
             return None if size is None else Bucket(size, size)
-        tokens = _next_size(self._mixed_tokens, num_tokens)
         count = _next_size(self._mixed_sequences, num_sequences)
-        return None if tokens is None or count is None else Bucket(tokens, count)
+        if count is None:
+            return None
+        # As many tokens as sequences would be a decode graph, which computes one token of each.
+        tokens = _next_size(self._mixed_tokens, max(num_tokens, count + 1))
+        return None if tokens is None else Bucket(tokens, count)
 
     def _run_eagerly(
         self,

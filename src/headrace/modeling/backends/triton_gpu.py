@@ -251,6 +251,7 @@ class TritonOperations:
             step.positions,
             step.cache_slots,
             self.traits,
+            keys_in_place=step.max_query_length > 1,
         )
 
     def attention(
@@ -262,17 +263,6 @@ class TritonOperations:
         out: torch.Tensor,
     ) -> None:
         """out[T, heads * head_dim] = causal attention of the rotated queries over the pages."""
-        self._attend(qkv, shape, cache, step, out, None)
-
-    def _attend(
-        self,
-        qkv: torch.Tensor,
-        shape: AttentionShape,
-        cache: LayerCache,
-        step: StepInputs,
-        out: torch.Tensor,
-        rotation: paged.Rotation | None,
-    ) -> None:
         pages = cast(PagedCache, cache)
         paged.paged_attention(
             qkv,
@@ -291,29 +281,7 @@ class TritonOperations:
             step.max_context_length,
             self._attention_workspace,
             self.traits,
-            rotation,
         )
-
-    def rotate_and_attend(
-        self,
-        qkv: torch.Tensor,
-        cos_sin: torch.Tensor,
-        norm: HeadNorm | None,
-        shape: AttentionShape,
-        cache: LayerCache,
-        step: StepInputs,
-        out: torch.Tensor,
-    ) -> None:
-        """Both at once in a pure decode step, which leaves ``qkv`` as it was; else in turn."""
-        if step.max_query_length > 1:
-            self.rotate_and_cache(qkv, cos_sin, norm, shape, cache, step)
-            self.attention(qkv, shape, cache, step, out)
-            return
-        if norm is None:
-            rotation = paged.Rotation(cos_sin)
-        else:
-            rotation = paged.Rotation(cos_sin, norm.query, norm.key, norm.eps)
-        self._attend(qkv, shape, cache, step, out, rotation)
 
     def linear_add_rms_norm(
         self,
