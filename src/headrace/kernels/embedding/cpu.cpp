@@ -50,7 +50,8 @@ void read_block_row(const Matrix& table, const uint8_t* tile, int64_t column, fl
 
 void embed(const Embed& call, const Step& step, Worker& worker) {
     const Matrix& table = call.table;
-    for (int64_t t = worker.take(1); t < step.tokens; t = worker.take(1)) {
+    int64_t t = 0;
+    while (worker.take(step.tokens, t)) {
         const int64_t id = call.token_ids[t];
         const uint8_t* tile = table.tiles + id / kTileRows * tile_bytes(table.format, table.k);
         float* out = call.out + t * table.k;

@@ -1,5 +1,5 @@
-// Linear layers over interleaved tiles: activations are packed once, then every tile of weights
-// meets every block of rows.
+// Linear layers over interleaved tiles: activations are normalised and packed once, then every tile
+// of weights meets every block of rows.
 //
 // One element of the output is one chain of additions along K, in the order of K, whatever the
 // number of rows: a row's result depends on nothing but the row. (Block formats add int32 sums of
@@ -18,11 +18,17 @@ namespace {
 
 constexpr int kVectors = kTileRows / kWidth;
 constexpr int64_t kChunkRows = 96;         // rows that share a pass over the weights, in L2
-constexpr int kMostRows = 12;              // of one pass
-constexpr int64_t kPackSegment = 256;      // elements of K that one worker packs at a time
-constexpr int64_t kPrivateElements = 4096; // below, every worker packs for itself: no barrier
+constexpr int64_t kPrivateElements = 4096; // below, every worker packs for itself: no waiting
+constexpr int kMostRows = 12;              // that one pass over a tile serves
+constexpr int64_t kLineBytes = 64;
 constexpr uint32_t kLargestFinite = 0x7f7fffff;
 constexpr float kSmallestMaximum = 1e-30f; // blocks below are quantized to zeros
+
+#if defined(__AVX512F__)
+constexpr bool kBiasedOffset = true;  // dot_biased leaves 128 * sum(signed) to take off
+#else
+constexpr bool kBiasedOffset = false;
+#endif
 
 constexpr bool is_dense(Format format) {
     return format == Format::float32 || format == Format::bfloat16;
@@ -58,6 +64,10 @@ struct RowBlocks {
         size = padded_rows((rows + count - 1) / count);
         last = padded_rows(rows - (count - 1) * size);
     }
+    // Rows of the block that begins with row `first`, padding included.
+    int padded(int64_t first) const { return rows - first <= size ? last : size; }
+    int64_t padded_total() const { return (count - 1) * size + last; }
+
     int64_t rows;
     int64_t count;
     int size = 0;
@@ -76,209 +86,234 @@ HEADRACE_INLINE Floats broadcast_float(const uint8_t* p) {
     return broadcast(value);
 }
 
-// ---- packing of activations -------------------------------------------------------------------
+// Outliers lie behind the chunks of their block of rows: [row][chunk].
+constexpr Outlier kNoOutlier{-1, 0.0f};
 
-template <class X>
-HEADRACE_INLINE const typename X::Storage* row_of(const LinearCall& call, int64_t row) {
-    return static_cast<const typename X::Storage*>(call.x) + row * call.weight.k;
+int64_t outlier_bytes(Format format, int64_t k) {
+    return is_dense(format) ? 0 : k / kBlock * static_cast<int64_t>(sizeof(Outlier));
 }
 
-// Columns [first, last) of `rows` rows as [unit][padded] units of `Element`.
-template <class Element, class X>
-void pack_units(const LinearCall& call, int64_t first_row, int64_t rows, int padded, int64_t first,
-                int64_t last, uint8_t* block) {
-    constexpr int64_t per_unit = 4 / sizeof(typename Element::Storage);
-    for (int r = 0; r < padded; ++r) {
-        const auto* x = r < rows ? row_of<X>(call, first_row + r) : nullptr;
-        for (int64_t unit = first / per_unit; unit < last / per_unit; ++unit) {
-            typename Element::Storage values[per_unit] = {};
-            if (x != nullptr) {
-                for (int64_t i = 0; i < per_unit; ++i) {
-                    values[i] = Element::narrow(X::widen(x[unit * per_unit + i]));
-                }
-            }
-            __builtin_memcpy(block + (unit * padded + r) * 4, values, 4);
+int64_t outlier_offset(Format format, int64_t k, int padded, int64_t row) {
+    return (k + kBlock - 1) / kBlock * packed_chunk_bytes(format) * padded +
+           row * outlier_bytes(format, k);
+}
+
+// ---- packing of activations -------------------------------------------------------------------
+
+// Columns of one row in chunks of 32, as [chunk][row of its block]{32 elements, and for a block
+// format their scale and what the kernel wants beside it}. Columns past K are zero.
+template <class X>
+class RowSource {
+    using Storage = typename X::Storage;
+
+  public:
+    RowSource(const LinearCall& call, int64_t row)
+        : x_(static_cast<const Storage*>(call.x) + row * call.weight.k),
+          weight_(call.norm_weight),
+          k_(call.weight.k) {
+        if (weight_ != nullptr) inverse_ = broadcast(inverse_root_mean_square(call.eps));
+    }
+
+    // Columns [column, column + kWidth), normalised where that is asked for.
+    HEADRACE_INLINE_MEMBER Floats load(int64_t column) const {
+        Floats value = load_first<X>(x_ + column, k_ - column);
+        if (weight_ != nullptr) {
+            value = mul(mul(value, inverse_), load_first<Float32>(weight_ + column, k_ - column));
         }
+        return value;
+    }
+
+  private:
+    float inverse_root_mean_square(float eps) const {
+        Floats squares = zeros();
+        for (int64_t i = 0; i < k_; i += kWidth) {
+            const Floats value = load_first<X>(x_ + i, k_ - i);
+            squares = fma(value, value, squares);
+        }
+        return 1.0f / __builtin_sqrtf(reduce_add(squares) / static_cast<float>(k_) + eps);
+    }
+
+    const Storage* x_;
+    const float* weight_;
+    int64_t k_;
+    Floats inverse_ = zeros();
+};
+
+template <class Element, class X>
+HEADRACE_INLINE void pack_dense(const RowSource<X>& source, int64_t column, uint8_t* target) {
+    auto* elements = reinterpret_cast<typename Element::Storage*>(target);
+    for (int i = 0; i < kBlock; i += kWidth) {
+        Element::store_floats(elements + i, source.load(column + i));
     }
 }
 
-// An element that is multiplied apart from its block.
-struct Outlier {
-    int32_t column;  // of the row; negative: no more in this segment
-    float value;
-};
+constexpr int kBlockVectors = kBlock / kWidth;
 
-HEADRACE_INLINE uint32_t largest_magnitude(const Floats (&values)[kBlock / kWidth]) {
+HEADRACE_INLINE uint32_t largest_magnitude(const Floats (&values)[kBlockVectors]) {
     Ints magnitude = broadcast_int(0);
-    for (const Floats& value : values) {
-        magnitude = max_ints(magnitude, bits_and(as_ints(value), broadcast_int(0x7fffffff)));
+    HEADRACE_UNROLL for (int i = 0; i < kBlockVectors; ++i) {
+        magnitude = max_ints(magnitude, bits_and(as_ints(values[i]), broadcast_int(0x7fffffff)));
     }
     return static_cast<uint32_t>(reduce_max_ints(magnitude));
 }
 
-// Takes the element of magnitude `maximum` out of `values` where it dominates; its index or -1.
-HEADRACE_INLINE int take_outlier(Floats (&values)[kBlock / kWidth], float maximum, float* taken) {
+HEADRACE_INLINE bool dominates(float maximum, const Floats (&values)[kBlockVectors]) {
     Floats squares = zeros();
-    for (const Floats& value : values) squares = fma(value, value, squares);
-    if (!(2.0f * maximum * maximum > reduce_add(squares))) return -1;
+    HEADRACE_UNROLL for (int i = 0; i < kBlockVectors; ++i) {
+        squares = fma(values[i], values[i], squares);
+    }
+    return 2.0f * maximum * maximum > reduce_add(squares);
+}
+
+// Takes the first element of magnitude `maximum` out of `values`.
+HEADRACE_INLINE Outlier take_out(Floats (&values)[kBlockVectors], float maximum) {
     alignas(64) float elements[kBlock];
-    for (int i = 0; i < kBlock / kWidth; ++i) store(elements + i * kWidth, values[i]);
+    for (int i = 0; i < kBlockVectors; ++i) store(elements + i * kWidth, values[i]);
     int index = 0;
     while (index < kBlock - 1 && __builtin_fabsf(elements[index]) != maximum) ++index;
-    *taken = elements[index];
+    const Outlier outlier{index, elements[index]};
     elements[index] = 0.0f;
-    for (int i = 0; i < kBlock / kWidth; ++i) values[i] = load(elements + i * kWidth);
-    return index;
+    for (int i = 0; i < kBlockVectors; ++i) values[i] = load(elements + i * kWidth);
+    return outlier;
 }
 
-// One block of 32 elements as signed bytes, with the scale that gives them back. `outlier` has a
-// negative column where none is taken out.
+// 32 elements as signed bytes, the scale that gives them back, and what the kernel of the format
+// wants beside it: a float or an int32. Returns where the next outlier goes.
 template <class X>
-HEADRACE_INLINE float quantize_block(const typename X::Storage* x, int8_t* quants, int32_t* sum,
-                                     Outlier* outlier) {
-    Floats values[kBlock / kWidth];
-    for (int i = 0; i < kBlock / kWidth; ++i) values[i] = X::load_floats(x + i * kWidth);
+HEADRACE_INLINE uint8_t* pack_block(Format format, const RowSource<X>& source, int64_t column,
+                                    uint8_t* target, uint8_t* outliers) {
+    auto* quants = reinterpret_cast<int8_t*>(target);
+    Floats values[kBlockVectors];
+    HEADRACE_UNROLL for (int i = 0; i < kBlockVectors; ++i) {
+        values[i] = source.load(column + i * kWidth);
+    }
     uint32_t bits = largest_magnitude(values);
     float maximum = __builtin_bit_cast(float, bits);
-    outlier->column = -1;
-    if (bits <= kLargestFinite && maximum >= kSmallestMaximum) {
-        outlier->column = take_outlier(values, maximum, &outlier->value);
-        if (outlier->column >= 0) {
-            bits = largest_magnitude(values);
-            maximum = __builtin_bit_cast(float, bits);
-        }
+    if (bits <= kLargestFinite && maximum >= kSmallestMaximum && dominates(maximum, values)) {
+        Outlier outlier = take_out(values, maximum);
+        outlier.column += static_cast<int32_t>(column);
+        __builtin_memcpy(outliers, &outlier, sizeof(outlier));
+        outliers += sizeof(outlier);
+        bits = largest_magnitude(values);
+        maximum = __builtin_bit_cast(float, bits);
     }
+    float scale = 0.0f;
+    int32_t sum = 0;
     if (bits > kLargestFinite || maximum < kSmallestMaximum) {
         __builtin_memset(quants, 0, kBlock);
-        *sum = 0;
-        return bits > kLargestFinite ? __builtin_nanf("") : 0.0f;
+        if (bits > kLargestFinite) scale = __builtin_nanf("");
+    } else {
+        const Floats inverse = broadcast(127.0f / maximum);
+        Ints total = broadcast_int(0);
+        HEADRACE_UNROLL for (int i = 0; i < kBlock / kWidth; ++i) {
+            const Ints rounded = to_ints(mul(values[i], inverse));
+            store_bytes(quants + i * kWidth, rounded);
+            total = add_ints(total, rounded);
+        }
+        sum = reduce_add_ints(total);
+        scale = maximum / 127.0f;
     }
-    const Floats inverse = broadcast(127.0f / maximum);
-    for (int i = 0; i < kBlock / kWidth; ++i) {
-        store_bytes(quants + i * kWidth, to_ints(mul(values[i], inverse)));
-    }
-    int32_t total = 0;
-    for (int i = 0; i < kBlock; ++i) total += quants[i];
-    *sum = total;
-    return maximum / 127.0f;
-}
-
-// What the kernel of a block format wants beside the scale: a float or an int32 as 4 bytes.
-HEADRACE_INLINE uint32_t block_offset(Format format, float scale, int32_t sum) {
+    uint32_t beside = 0;
     if (format == Format::q4_1) {
-        return __builtin_bit_cast(uint32_t, scale * static_cast<float>(sum));
+        beside = __builtin_bit_cast(uint32_t, scale * static_cast<float>(sum));
+    } else if (format == Format::q4_0) {
+        beside = static_cast<uint32_t>(-8 * sum);
+    } else if (kBiasedOffset) {
+        beside = static_cast<uint32_t>(-128 * sum);
     }
-    if (format == Format::q4_0) return static_cast<uint32_t>(-8 * sum);
-#if defined(__AVX512F__)
-    return static_cast<uint32_t>(-128 * sum);
-#else
-    return 0;
-#endif
+    __builtin_memcpy(target + kBlock, &scale, 4);
+    __builtin_memcpy(target + kBlock + 4, &beside, 4);
+    return outliers;
 }
 
-// Outliers lie behind the rows' blocks: [padded][segments of K][8], each segment ended by a
-// negative column or by its size.
-constexpr int64_t kSegmentOutliers = kPackSegment / kBlock;
-
-HEADRACE_INLINE int64_t outlier_offset(int64_t k, int padded, int row) {
-    return padded * (k + k / kBlock * 8) +
-           row * (k / kBlock) * static_cast<int64_t>(sizeof(Outlier));
-}
-
+// One row of a block of `stride` rows. Its outliers lie apart, ended by a negative column where
+// there is room for more.
 template <class X>
-void pack_blocks(const LinearCall& call, int64_t first_row, int64_t rows, int padded,
-                 int64_t first, int64_t last, uint8_t* block) {
-    const int64_t stride = padded * (kBlock + 8);
-    uint8_t* outliers[kMostRows];
-    for (int r = 0; r < padded; ++r) {
-        outliers[r] = block + outlier_offset(call.weight.k, padded, r) +
-                      first / kBlock * static_cast<int64_t>(sizeof(Outlier));
-    }
-    for (int64_t b = first / kBlock; b < last / kBlock; ++b) {
-        uint8_t* target = block + b * stride;
-        for (int r = 0; r < padded; ++r) {
-            alignas(64) int8_t quants[kBlock] = {};
-            float scale = 0.0f;
-            int32_t sum = 0;
-            if (r < rows) {
-                Outlier outlier;
-                scale = quantize_block<X>(row_of<X>(call, first_row + r) + b * kBlock, quants,
-                                          &sum, &outlier);
-                if (outlier.column >= 0) {
-                    outlier.column += static_cast<int32_t>(b * kBlock);
-                    __builtin_memcpy(outliers[r], &outlier, sizeof(outlier));
-                    outliers[r] += sizeof(outlier);
-                }
-            }
-            for (int unit = 0; unit < 8; ++unit) {
-                __builtin_memcpy(target + (unit * padded + r) * 4, quants + unit * 4, 4);
-            }
-            const uint32_t offset = block_offset(call.weight.format, scale, sum);
-            __builtin_memcpy(target + (8 * padded + r) * 4, &scale, 4);
-            __builtin_memcpy(target + (9 * padded + r) * 4, &offset, 4);
+void pack_row_of(const LinearCall& call, int64_t row, int stride, uint8_t* target,
+                 uint8_t* outliers) {
+    const RowSource<X> source(call, row);
+    const Format format = call.weight.format;
+    const int64_t bytes = packed_chunk_bytes(format) * stride;
+    const uint8_t* end = outliers + outlier_bytes(format, call.weight.k);
+    for (int64_t column = 0; column < call.weight.k; column += kBlock, target += bytes) {
+        if (format == Format::float32) {
+            pack_dense<Float32>(source, column, target);
+        } else if (format == Format::bfloat16) {
+            pack_dense<BFloat16>(source, column, target);
+        } else {
+            outliers = pack_block(format, source, column, target, outliers);
         }
     }
-    for (int r = 0; r < padded; ++r) {
-        const uint8_t* end = block + outlier_offset(call.weight.k, padded, r) +
-                             last / kBlock * static_cast<int64_t>(sizeof(Outlier));
-        const Outlier none{-1, 0.0f};
-        if (outliers[r] != end) __builtin_memcpy(outliers[r], &none, sizeof(none));
-    }
+    if (outliers != end) __builtin_memcpy(outliers, &kNoOutlier, sizeof(kNoOutlier));
 }
 
-template <class X>
-void pack_rows(const LinearCall& call, int64_t first_row, int64_t rows, int padded, int64_t first,
-               int64_t last, uint8_t* block) {
-    switch (call.weight.format) {
-        case Format::float32:
-            return pack_units<Float32, X>(call, first_row, rows, padded, first, last, block);
-        case Format::bfloat16:
-            return pack_units<BFloat16, X>(call, first_row, rows, padded, first, last, block);
-        default: return pack_blocks<X>(call, first_row, rows, padded, first, last, block);
-    }
-}
-
-void pack(const LinearCall& call, int64_t first_row, int64_t rows, int padded, int64_t first,
-          int64_t last, uint8_t* block) {
-    if (call.x_type == Type::float32) {
-        pack_rows<Float32>(call, first_row, rows, padded, first, last, block);
+// Row `row` of a step within its block of rows, or zeros where the step has no such row.
+void pack_row(const LinearCall& call, const RowBlocks& blocks, int64_t row, uint8_t* packed) {
+    const Format format = call.weight.format;
+    const int64_t first = row / blocks.size * blocks.size;
+    const int stride = blocks.padded(first);
+    const int64_t chunk_bytes = packed_chunk_bytes(format);
+    uint8_t* block = packed + first * packed_row_bytes(format, call.weight.k);
+    uint8_t* target = block + (row - first) * chunk_bytes;
+    uint8_t* outliers = block + outlier_offset(format, call.weight.k, stride, row - first);
+    if (row >= blocks.rows) {
+        for (int64_t column = 0; column < call.weight.k; column += kBlock) {
+            __builtin_memset(target, 0, static_cast<size_t>(chunk_bytes));
+            target += chunk_bytes * stride;
+        }
+    } else if (call.x_type == Type::float32) {
+        pack_row_of<Float32>(call, row, stride, target, outliers);
     } else {
-        pack_rows<BFloat16>(call, first_row, rows, padded, first, last, block);
+        pack_row_of<BFloat16>(call, row, stride, target, outliers);
     }
 }
 
 // ---- one block of rows against vectors of one tile --------------------------------------------
 
+// Lines of the tile to come, so many with each 32 columns: they travel while this one computes.
+struct Ahead {
+    const uint8_t* line;
+    int lines;
+
+    HEADRACE_INLINE_MEMBER void fetch() {
+        for (int i = 0; i < lines; ++i) __builtin_prefetch(line + i * kLineBytes, 0, 2);
+        line += lines * kLineBytes;
+    }
+};
+
 template <class Element>
 struct Dense {
-    static constexpr bool is_dense = true;
     static constexpr int vectors(int) { return 2; }
 
     template <int R, int V>
     HEADRACE_INLINE void accumulate(const uint8_t* tile, int column, const uint8_t* x, int64_t k,
-                                    Floats (&acc)[R][V]) {
+                                    Ahead ahead, Floats (&acc)[R][V]) {
+        constexpr int per_unit = 4 / sizeof(typename Element::Storage);
+        constexpr int chunk_bytes = kBlock / per_unit * 4;
         tile += column * 4;
-        const int64_t units = k * static_cast<int64_t>(sizeof(typename Element::Storage)) / 4;
-        for (int64_t unit = 0; unit < units; ++unit) {
-            Ints weights[V];
-            HEADRACE_UNROLL for (int v = 0; v < V; ++v) {
-                weights[v] = load_ints(tile + v * kWidth * 4);
-            }
-            HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
-                const Ints value = broadcast_unit(x + r * 4);
+        for (int64_t chunk = 0; chunk < k; chunk += kBlock) {
+            const int64_t units = (k - chunk < kBlock ? k - chunk : kBlock) / per_unit;
+            ahead.fetch();
+            for (int64_t unit = 0; unit < units; ++unit) {
+                Ints weights[V];
                 HEADRACE_UNROLL for (int v = 0; v < V; ++v) {
-                    acc[r][v] = dot_unit(Element{}, acc[r][v], weights[v], value);
+                    weights[v] = load_ints(tile + v * kWidth * 4);
                 }
+                HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
+                    const Ints value = broadcast_unit(x + r * chunk_bytes + unit * 4);
+                    HEADRACE_UNROLL for (int v = 0; v < V; ++v) {
+                        acc[r][v] = dot_unit(Element{}, acc[r][v], weights[v], value);
+                    }
+                }
+                tile += kTileRows * 4;
             }
-            tile += kTileRows * 4;
-            x += R * 4;
+            x += R * chunk_bytes;
         }
     }
 };
 
 template <Format format>
 struct Blocks {
-    static constexpr bool is_dense = false;
     static constexpr int vectors([[maybe_unused]] int rows) {
 #if defined(__AVX512F__)
         return 2;
@@ -289,14 +324,16 @@ struct Blocks {
 
     template <int R, int V>
     HEADRACE_INLINE void accumulate(const uint8_t* tile, int column, const uint8_t* x, int64_t k,
-                                    Floats (&acc)[R][V]) {
+                                    Ahead ahead, Floats (&acc)[R][V]) {
+        constexpr int chunk_bytes = kBlock + 8;
         constexpr bool has_minimum = format == Format::q4_1;
         constexpr int header = has_minimum ? 128 : 64;
         for (int64_t block = 0; block < k; block += kBlock) {
+            ahead.fetch();
             Ints sums[R][V];
             HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
                 const Ints start = has_minimum ? broadcast_int(0)
-                                               : broadcast_unit(x + (9 * R + r) * 4);
+                                               : broadcast_unit(x + r * chunk_bytes + 36);
                 HEADRACE_UNROLL for (int v = 0; v < V; ++v) sums[r][v] = start;
             }
             const uint8_t* units = tile + header + column * 4;
@@ -306,7 +343,7 @@ struct Blocks {
                         const Ints weights = load_ints(units + (p * kTileRows + v * kWidth) * 4);
                         HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
                             sums[r][v] = dot_biased(sums[r][v], weights,
-                                                    broadcast_unit(x + (p * R + r) * 4));
+                                                    broadcast_unit(x + r * chunk_bytes + p * 4));
                         }
                     }
                 }
@@ -318,10 +355,10 @@ struct Blocks {
                         const Ints low = bits_and(both, nibble);
                         const Ints high = bits_and(shift_right<4>(both), nibble);
                         HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
-                            sums[r][v] = dot_unsigned_signed(sums[r][v], low,
-                                                             broadcast_unit(x + (p * R + r) * 4));
                             sums[r][v] = dot_unsigned_signed(
-                                sums[r][v], high, broadcast_unit(x + ((p + 4) * R + r) * 4));
+                                sums[r][v], low, broadcast_unit(x + r * chunk_bytes + p * 4));
+                            sums[r][v] = dot_unsigned_signed(
+                                sums[r][v], high, broadcast_unit(x + r * chunk_bytes + p * 4 + 16));
                         }
                     }
                 }
@@ -329,45 +366,34 @@ struct Blocks {
             HEADRACE_UNROLL for (int v = 0; v < V; ++v) {
                 const Floats scale = load_half(tile + (column + v * kWidth) * 2);
                 HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
-                    const Floats both = mul(scale, broadcast_float(x + (8 * R + r) * 4));
+                    const Floats both = mul(scale, broadcast_float(x + r * chunk_bytes + 32));
                     acc[r][v] = fma(both, to_floats(sums[r][v]), acc[r][v]);
                 }
                 if constexpr (has_minimum) {
                     const Floats least = load_half(tile + 64 + (column + v * kWidth) * 2);
                     HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
                         acc[r][v] =
-                            fma(least, broadcast_float(x + (9 * R + r) * 4), acc[r][v]);
+                            fma(least, broadcast_float(x + r * chunk_bytes + 36), acc[r][v]);
                     }
                 }
             }
             tile += tile_bytes(format, kBlock);
-            x += R * (kBlock + 8);
+            x += R * chunk_bytes;
         }
     }
 
-    // Adds one row's outliers to its sums of `V` vectors of columns from `column` on.
-    template <int V>
-    static void add_outliers(const uint8_t* tile, int column, const uint8_t* outliers, int64_t k,
-                             float* sums) {
-        Floats acc[V];
-        HEADRACE_UNROLL for (int v = 0; v < V; ++v) acc[v] = load(sums + v * kWidth);
-        bool any = false;
-        for (int64_t first = 0; first < k; first += kPackSegment) {
-            const int64_t blocks = (k - first < kPackSegment ? k - first : kPackSegment) / kBlock;
-            for (int64_t i = 0; i < blocks; ++i) {
-                Outlier outlier;
-                __builtin_memcpy(&outlier, outliers + i * sizeof(outlier), sizeof(outlier));
-                if (outlier.column < 0) break;
-                any = true;
-                HEADRACE_UNROLL for (int v = 0; v < V; ++v) {
-                    acc[v] = fma(weights_at(tile, column + v * kWidth, outlier.column),
-                                 broadcast(outlier.value), acc[v]);
-                }
+    // Adds one row's outliers to its sums [32] over a tile.
+    static void add_outliers(const uint8_t* tile, const uint8_t* outliers, int64_t k, float* sums) {
+        const uint8_t* end = outliers + outlier_bytes(format, k);
+        for (; outliers != end; outliers += sizeof(Outlier)) {
+            Outlier outlier;
+            __builtin_memcpy(&outlier, outliers, sizeof(outlier));
+            if (outlier.column < 0) return;
+            for (int column = 0; column < kTileRows; column += kWidth) {
+                const Floats weights = weights_at(tile, column, outlier.column);
+                store(sums + column, fma(weights, broadcast(outlier.value), load(sums + column)));
             }
-            outliers += kSegmentOutliers * sizeof(Outlier);
         }
-        if (!any) return;
-        HEADRACE_UNROLL for (int v = 0; v < V; ++v) store(sums + v * kWidth, acc[v]);
     }
 
     // One vector of weights of element `k` of K, for the columns from `column` on.
@@ -396,71 +422,26 @@ struct Blocks {
 
 // ---- one block of rows against one tile -------------------------------------------------------
 
-struct Destination {
-    void* out;
-    Type type;
-    int64_t stride;
-    const float* bias;
-    int64_t columns;  // of this tile, at most 32
-};
-
-// Adds the bias and rounds `width` columns from `column` on of each row of `sums`.
-void store_rows(const Destination& to, int64_t rows, int column, int width, const float* sums) {
-    for (int64_t row = 0; row < rows; ++row) {
-        for (int i = 0; i < width; i += kWidth) {
-            const int64_t first = column + i;
-            const int64_t left = to.columns - first;
-            const int64_t index = row * to.stride + first;
-            const float* source = sums + row * width + i;
-            if (left >= kWidth) {
-                Floats value = load(source);
-                if (to.bias != nullptr) value = add(value, load(to.bias + first));
-                if (to.type == Type::float32) {
-                    store(static_cast<float*>(to.out) + index, value);
-                } else {
-                    store_bf16(static_cast<uint16_t*>(to.out) + index, value);
-                }
-                continue;
-            }
-            for (int64_t j = 0; j < left; ++j) {
-                const float value = to.bias != nullptr ? source[j] + to.bias[first + j] : source[j];
-                if (to.type == Type::float32) {
-                    static_cast<float*>(to.out)[index + j] = value;
-                } else {
-                    static_cast<uint16_t*>(to.out)[index + j] = float_to_bf16(value);
-                }
-            }
-        }
-    }
-}
-
+// sums[R][32] = the rows' products with the tile.
 template <class Kernel, int R>
-void multiply(const uint8_t* tile, const uint8_t* x, int64_t k, int64_t rows,
-              const Destination& to) {
+void multiply(const uint8_t* tile, const uint8_t* x, int64_t k, Ahead ahead, float* sums) {
     constexpr int V = Kernel::vectors(R);
     for (int v = 0; v < kVectors; v += V) {
         Floats acc[R][V];
         HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
             HEADRACE_UNROLL for (int i = 0; i < V; ++i) acc[r][i] = zeros();
         }
-        Kernel::template accumulate<R, V>(tile, v * kWidth, x, k, acc);
-        alignas(64) float sums[R * V * kWidth];
+        Kernel::template accumulate<R, V>(tile, v * kWidth, x, k, ahead, acc);
+        ahead.lines = 0;
         HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
             HEADRACE_UNROLL for (int i = 0; i < V; ++i) {
-                store(sums + (r * V + i) * kWidth, acc[r][i]);
+                store(sums + r * kTileRows + (v + i) * kWidth, acc[r][i]);
             }
         }
-        if constexpr (!Kernel::is_dense) {
-            for (int r = 0; r < rows; ++r) {
-                Kernel::template add_outliers<V>(tile, v * kWidth, x + outlier_offset(k, R, r), k,
-                                                 sums + r * V * kWidth);
-            }
-        }
-        store_rows(to, rows, v * kWidth, V * kWidth, sums);
     }
 }
 
-using Multiply = void (*)(const uint8_t*, const uint8_t*, int64_t, int64_t, const Destination&);
+using Multiply = void (*)(const uint8_t*, const uint8_t*, int64_t, Ahead, float*);
 
 template <class Kernel, bool dense>
 Multiply multiply_for(int padded) {
@@ -490,19 +471,86 @@ Multiply multiply_for(Format format, int padded) {
     }
 }
 
+void add_outliers(Format format, const uint8_t* tile, const uint8_t* outliers, int64_t k,
+                  float* sums) {
+    switch (format) {
+        case Format::q8_0: return Blocks<Format::q8_0>::add_outliers(tile, outliers, k, sums);
+        case Format::q4_0: return Blocks<Format::q4_0>::add_outliers(tile, outliers, k, sums);
+        default: return Blocks<Format::q4_1>::add_outliers(tile, outliers, k, sums);
+    }
+}
+
+// The products of one block of rows with one tile: sums[rows][32].
+void multiply_block(const Matrix& weight, const RowBlocks& blocks, int64_t row,
+                    const uint8_t* tile, const uint8_t* x, Ahead ahead, float* sums) {
+    const int padded = blocks.padded(row);
+    multiply_for(weight.format, padded)(tile, x, weight.k, ahead, sums);
+    if (is_dense(weight.format)) return;
+    for (int64_t r = 0; r < padded && row + r < blocks.rows; ++r) {
+        add_outliers(weight.format, tile, x + outlier_offset(weight.format, weight.k, padded, r),
+                     weight.k, sums + r * kTileRows);
+    }
+}
+
+// ---- what becomes of the sums -----------------------------------------------------------------
+
+template <class Out>
+void store_sums(const LinearCall& call, int64_t row, int64_t rows, int64_t column, int64_t columns,
+                const float* sums) {
+    for (int64_t r = 0; r < rows; ++r, sums += kTileRows) {
+        auto* out = static_cast<typename Out::Storage*>(call.out) +
+                    (row + r) * call.weight.n + column;
+        for (int64_t i = 0; i < columns; i += kWidth) {
+            Floats value = load(sums + i);
+            if (call.bias != nullptr) {
+                value = add(value, load_first<Float32>(call.bias + column + i, columns - i));
+            }
+            if (call.epilogue == Epilogue::accumulate) {
+                value = add(load_first<Out>(out + i, columns - i), value);
+            }
+            store_first<Out>(out + i, value, columns - i);
+        }
+    }
+}
+
+template <class Out>
+void store_gated(const LinearCall& call, int64_t row, int64_t rows, int64_t column,
+                 const float* gates, const float* ups) {
+    const int64_t width = call.weight.n / 2;
+    for (int64_t r = 0; r < rows; ++r, gates += kTileRows, ups += kTileRows) {
+        auto* out = static_cast<typename Out::Storage*>(call.out) + (row + r) * width + column;
+        for (int64_t i = 0; i < kTileRows; i += kWidth) {
+            Floats gate = load(gates + i), up = load(ups + i);
+            if (call.bias != nullptr) {
+                gate = add(gate, load(call.bias + column + i));
+                up = add(up, load(call.bias + width + column + i));
+            }
+            Out::store_floats(out + i, silu_mul(gate, up));
+        }
+    }
+}
+
 // ---- the whole matrix -------------------------------------------------------------------------
 
-void multiply_tiles(const LinearCall& call, const RowBlocks& blocks, const uint8_t* packed,
+// The products of all rows with the tiles that this worker takes; `packed(row)` gives the packed
+// block of rows that begins with `row`.
+template <class Packed>
+void multiply_tiles(const LinearCall& call, const RowBlocks& blocks, Packed&& packed,
                     Worker& worker) {
     const int64_t rows = blocks.rows;
     const Matrix& weight = call.weight;
-    const int64_t tiles = (weight.n + kTileRows - 1) / kTileRows;
+    const bool gated = call.epilogue == Epilogue::gate;
+    const bool wide = call.out_type == Type::float32;
+    const int64_t tiles = (weight.n + kTileRows - 1) / kTileRows / (gated ? 2 : 1);
     const int64_t chunks = (rows + kChunkRows - 1) / kChunkRows;
-    const int64_t row_bytes = packed_row_bytes(weight.format, weight.k);
-    const int64_t element = call.out_type == Type::float32 ? 4 : 2;
-    const Multiply whole = multiply_for(weight.format, blocks.size);
-    const Multiply tail = multiply_for(weight.format, blocks.last);
     const int64_t size = tile_bytes(weight.format, weight.k);
+    // Every block of rows fetches its part of the next tile.
+    const int64_t passes = blocks.count < kChunkRows / blocks.size ? blocks.count
+                                                                   : kChunkRows / blocks.size;
+    const int64_t chunk_lines = tile_bytes(weight.format, kBlock) / kLineBytes;
+    const auto lines = static_cast<int>((chunk_lines + passes - 1) / passes);
+    const int64_t pass_bytes = lines * kLineBytes * ((weight.k + kBlock - 1) / kBlock);
+    alignas(64) float sums[2][kMostRows * kTileRows];
     int64_t begin = 0, end = 0;
     while (worker.take_run(tiles * chunks, begin, end)) {
         for (int64_t task = begin; task < end; ++task) {
@@ -510,32 +558,27 @@ void multiply_tiles(const LinearCall& call, const RowBlocks& blocks, const uint8
             const int64_t first = task / tiles * kChunkRows;
             const int64_t stop = first + kChunkRows < rows ? first + kChunkRows : rows;
             const int64_t column = tile * kTileRows;
-            const int64_t columns = weight.n - column < kTileRows ? weight.n - column : kTileRows;
             const uint8_t* data = weight.tiles + tile * size;
-            for (int64_t row = first; row < stop; row += blocks.size) {
-                const Destination to{
-                    static_cast<uint8_t*>(call.out) + (row * weight.n + column) * element,
-                    call.out_type, weight.n,
-                    call.bias == nullptr ? nullptr : call.bias + column, columns};
-                const bool is_last = rows - row <= blocks.size;
-                (is_last ? tail : whole)(data, packed + row * row_bytes, weight.k,
-                                         is_last ? rows - row : blocks.size, to);
+            int64_t pass = 0;
+            for (int64_t row = first; row < stop; row += blocks.size, ++pass) {
+                const int64_t count = rows - row < blocks.size ? rows - row : blocks.size;
+                const uint8_t* x = packed(row);
+                const bool fetches = tile + 1 < tiles;
+                const Ahead ahead{data + size + pass * pass_bytes, fetches ? lines : 0};
+                multiply_block(weight, blocks, row, data, x, ahead, sums[0]);
+                if (gated) {
+                    const uint8_t* up = data + tiles * size;
+                    const Ahead up_ahead{up + size + pass * pass_bytes, fetches ? lines : 0};
+                    multiply_block(weight, blocks, row, up, x, up_ahead, sums[1]);
+                    (wide ? store_gated<Float32> : store_gated<BFloat16>)(call, row, count, column,
+                                                                          sums[0], sums[1]);
+                } else {
+                    const int64_t left = weight.n - column;
+                    (wide ? store_sums<Float32> : store_sums<BFloat16>)(
+                        call, row, count, column, left < kTileRows ? left : kTileRows, sums[0]);
+                }
             }
         }
-    }
-}
-
-void pack_together(const LinearCall& call, const RowBlocks& blocks, Worker& worker) {
-    const int64_t k = call.weight.k;
-    const int64_t segments = (k + kPackSegment - 1) / kPackSegment;
-    const int64_t row_bytes = packed_row_bytes(call.weight.format, k);
-    for (int64_t task = worker.take(1); task < blocks.count * segments; task = worker.take(1)) {
-        const int64_t row = task / segments * blocks.size;
-        const bool is_last = blocks.rows - row <= blocks.size;
-        const int64_t first = task % segments * kPackSegment;
-        const int64_t last = first + kPackSegment < k ? first + kPackSegment : k;
-        pack(call, row, is_last ? blocks.rows - row : blocks.size,
-             is_last ? blocks.last : blocks.size, first, last, call.scratch + row * row_bytes);
     }
 }
 
@@ -543,21 +586,35 @@ void pack_together(const LinearCall& call, const RowBlocks& blocks, Worker& work
 
 void linear(const LinearCall& call, const Step& step, Worker& worker) {
     const int64_t rows = row_count(call.rows, step);
+    const Format format = call.weight.format;
     const int64_t k = call.weight.k;
     if (rows == 0) return;
-    const RowBlocks blocks(call.weight.format, rows);
+    const RowBlocks blocks(format, rows);
     if (blocks.count == 1 && blocks.last * k <= kPrivateElements) {
-        alignas(64) uint8_t packed[kPrivateElements * 4];
-        for (int64_t first = 0; first < k; first += kPackSegment) {
-            const int64_t last = first + kPackSegment < k ? first + kPackSegment : k;
-            pack(call, 0, rows, blocks.last, first, last, packed);
-        }
-        multiply_tiles(call, blocks, packed, worker);
+        alignas(64) uint8_t packed[kPrivateElements * 4 + kMostRows * kBlock * 4];
+        bool is_packed = false;
+        multiply_tiles(
+            call, blocks,
+            [&](int64_t) {
+                for (int64_t row = 0; !is_packed && row < blocks.last; ++row) {
+                    pack_row(call, blocks, row, packed);
+                }
+                is_packed = true;
+                return static_cast<const uint8_t*>(packed);
+            },
+            worker);
         return;
     }
-    pack_together(call, blocks, worker);
+    int64_t begin = 0, end = 0;
+    while (worker.take_run(blocks.padded_total(), begin, end)) {
+        for (int64_t row = begin; row < end; ++row) pack_row(call, blocks, row, call.scratch);
+    }
     worker.next_phase();
-    multiply_tiles(call, blocks, call.scratch, worker);
+    const int64_t row_bytes = packed_row_bytes(format, k);
+    multiply_tiles(
+        call, blocks,
+        [&](int64_t row) { return static_cast<const uint8_t*>(call.scratch) + row * row_bytes; },
+        worker);
 }
 
 }  // namespace headrace::HEADRACE_ISA

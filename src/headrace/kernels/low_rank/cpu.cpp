@@ -20,13 +20,6 @@ constexpr int kRowTile = 2;  // of 16 registers
 constexpr int kTokenTile = 4;
 constexpr int kVectors = 4;
 
-template <class D>
-HEADRACE_INLINE Floats load_first(const typename D::Storage* p, int64_t count) {
-    typename D::Storage part[kWidth] = {};
-    for (int64_t i = 0; i < count; ++i) part[i] = p[i];
-    return D::load_floats(part);
-}
-
 // Dot products of R rows of `down` with T rows of x.
 template <class D, int R, int T>
 HEADRACE_INLINE void dot_rows(const typename D::Storage* down, const typename D::Storage* x,
@@ -157,6 +150,7 @@ void widen_token(const LowRank& call, int64_t token, int64_t begin, int64_t end)
 template <class D>
 void narrow_chunk(const LowRank& call, int64_t first, int64_t last, int64_t row) {
     const int32_t* adapters = call.adapter_of_token;
+<<<<<<< HEAD
     for (int64_t token = first; token < last;) {
         int64_t end = token + 1;
         while (end < last && adapters[end] == adapters[token]) ++end;
@@ -180,6 +174,21 @@ void add_by_chunks(const LowRank& call, int64_t tokens, int64_t chunk, Worker& w
         const int64_t last = first + chunk < tokens ? first + chunk : tokens;
         for (int64_t row = 0; row < call.most_rows; row += kRows) {
             narrow_chunk<D>(call, first, last, row);
+=======
+    const auto chunk_end = [&](int64_t first) {
+        return first + kTokens < step.tokens ? first + kTokens : int64_t{step.tokens};
+    };
+    int64_t task = 0;
+    while (worker.take(chunks * row_blocks, task)) {
+        const int64_t last = chunk_end(task / row_blocks * kTokens);
+        for (int64_t token = task / row_blocks * kTokens; token < last;) {
+            int64_t end = token + 1;
+            while (end < last && adapters[end] == adapters[token]) ++end;
+            if (adapters[token] >= 0) {
+                narrow_run<D>(call, token, end, task % row_blocks * kRows);
+            }
+            token = end;
+>>>>>>> 2fc34a2 (wip)
         }
         widen_chunk<D, Out>(call, first, last, 0, columns);
     }
@@ -196,8 +205,13 @@ void add_together(const LowRank& call, int64_t tokens, Worker& worker) {
     worker.next_phase();
     const int64_t columns = call.columns[call.projections];
     const int64_t column_blocks = (columns + kColumns - 1) / kColumns;
+<<<<<<< HEAD
     for (int64_t task = worker.take(1); task < tokens * column_blocks; task = worker.take(1)) {
         const int64_t token = task / column_blocks;
+=======
+    while (worker.take(chunks * column_blocks, task)) {
+        const int64_t first = task / column_blocks * kTokens;
+>>>>>>> 2fc34a2 (wip)
         const int64_t begin = task % column_blocks * kColumns;
         const int64_t end = begin + kColumns < columns ? begin + kColumns : columns;
         widen_chunk<D, Out>(call, token, token + 1, begin, end);

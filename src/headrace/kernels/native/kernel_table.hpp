@@ -51,14 +51,25 @@ static inline int64_t tile_bytes(Format format, int64_t k) {
     return 0;
 }
 
-// Bytes of one row of activations once packed for a matrix of this format.
-static inline int64_t packed_row_bytes(Format format, int64_t k) {
+// Bytes of 32 columns of one row of activations once packed for a matrix of this format.
+static inline int64_t packed_chunk_bytes(Format format) {
     switch (format) {
-        case Format::float32: return k * 4;
-        case Format::bfloat16: return k * 2;
-        // Bytes, then a scale and an offset, then room for an outlier, a block.
-        default: return k + k / kBlock * (8 + 8);
+        case Format::float32: return kBlock * 4;
+        case Format::bfloat16: return kBlock * 2;
+        default: return kBlock + 8;
     }
+}
+
+// An element that is multiplied apart from its block of 32.
+struct Outlier {
+    int32_t column;  // of the row; negative: no more
+    float value;
+};
+
+static inline int64_t packed_row_bytes(Format format, int64_t k) {
+    const bool dense = format == Format::float32 || format == Format::bfloat16;
+    const int64_t room = dense ? 0 : static_cast<int64_t>(sizeof(Outlier));
+    return (k + kBlock - 1) / kBlock * (packed_chunk_bytes(format) + room);
 }
 
 struct Matrix {
@@ -86,12 +97,19 @@ struct Norm {
     int64_t hidden;
 };
 
+// What becomes of a product: it replaces `out`, is added to `out` (float32), or its first and
+// second half, g and u, give silu(g) * u.
+enum class Epilogue { store, accumulate, gate };
+
 struct LinearCall {
     Rows rows;
     const void* x;
     Type x_type;
+    const float* norm_weight;  // null: x is taken as it is; else x is float32 and RMS-normalised
+    float eps;
     Matrix weight;
     const float* bias;  // null: none
+    Epilogue epilogue;
     void* out;
     Type out_type;
     uint8_t* scratch;

@@ -5,6 +5,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <thread>
 
 #include "buffers.hpp"
 #include "program.hpp"
@@ -86,14 +87,27 @@ struct PyCache {
 // Checks the arrays of each call and keeps them alive; their rows bound the steps to come.
 class PyProgram {
   public:
-    explicit PyProgram(const std::string& kernels) : program_(find_kernels(kernels)) {}
+    explicit PyProgram(const std::string& kernels)
+        : program_(std::make_shared<Program>(find_kernels(kernels))) {}
+    PyProgram(const PyProgram&) = delete;
+    PyProgram& operator=(const PyProgram&) = delete;
+
+    // A late worker may still read the buffers that this keeps alive.
+    ~PyProgram() {
+        while (program_.use_count() > 1) std::this_thread::yield();
+    }
+
+    void append(const PyProgram& other) {
+        program_->append(*other.program_);
+        kept_.insert(kept_.end(), other.kept_.begin(), other.kept_.end());
+    }
 
     void embed(Array token_ids, const PyMatrix& table, Array out) {
         Embed call{};
         call.token_ids = integers("token_ids", token_ids, {kAny});
         call.table = table.matrix;
         call.out = floats("out", out, {kAny, table.matrix.k});
-        program_.add(call);
+        program_->add(call);
         token_rows({token_ids, out});
         keep({table.array});
     }
@@ -119,16 +133,22 @@ class PyProgram {
         call.out_type = float_type("out", out);
         check_shape("out", out, {kAny, call.hidden});
         call.out = out.data();
-        program_.add(call, "norm");
+        program_->add(call, "norm");
         token_rows({residual});
         if (!sampled) token_rows({out});
         keep({weight});
     }
 
-    void linear(Array x, const PyMatrix& weight, OptionalArray bias, Array out, bool sampled) {
+    void linear(Array x, const PyMatrix& weight, OptionalArray bias, Array out, bool sampled,
+                OptionalArray norm_weight, float eps, bool accumulate, bool gated) {
         LinearCall call{};
         call.rows = sampled ? Rows::sampled : Rows::tokens;
         call.x_type = float_type("x", x);
+        if (norm_weight) {
+            call.norm_weight = floats("norm_weight", *norm_weight, {weight.matrix.k});
+            call.eps = eps;
+            keep({*norm_weight});
+        }
         check_shape("x", x, {kAny, weight.matrix.k});
         call.x = x.data();
         call.weight = weight.matrix;
@@ -137,9 +157,21 @@ class PyProgram {
             keep({*bias});
         }
         call.out_type = float_type("out", out);
-        check_shape("out", out, {kAny, weight.matrix.n});
+        int64_t width = weight.matrix.n;
+        if (accumulate) {
+            if (gated) throw std::invalid_argument("a gated product is not accumulated");
+            call.epilogue = Epilogue::accumulate;
+        } else if (gated) {
+            if (width % (2 * kTileRows) != 0) {
+                throw std::invalid_argument("a gated product needs a multiple of 64 rows, not " +
+                                            std::to_string(width));
+            }
+            call.epilogue = Epilogue::gate;
+            width /= 2;
+        }
+        check_shape("out", out, {kAny, width});
         call.out = out.data();
-        program_.add(call);
+        program_->add(call);
         if (sampled) {
             sampled_rows({x, out});
         } else {
@@ -170,7 +202,7 @@ class PyProgram {
         call.eps = eps;
         call.positions = integers("positions", positions, {kAny});
         call.slots = integers("cache_slots", slots, {kAny});
-        program_.add(call);
+        program_->add(call);
         token_rows({qkv, positions, slots});
         keep({cos_sin, cache.keys, cache.values});
     }
@@ -197,10 +229,10 @@ class PyProgram {
         check_same_type("out", float_type("out", out), call.type);
         check_shape("out", out, {kAny, num_heads * cache.head_dim});
         call.out = out.data();
-        program_.add(call);
+        program_->add(call);
         token_rows({qkv, out});
         sequence_rows({context_lengths, rows});
-        program_.limit_sequences(static_cast<int64_t>(query_start.shape(0)) - 1);
+        program_->limit_sequences(static_cast<int64_t>(query_start.shape(0)) - 1);
         keep({cache.keys, cache.values, query_start, block_tables});
     }
 
@@ -213,7 +245,7 @@ class PyProgram {
         check_shape("gate_up", gate_up, {kAny, 2 * call.width});
         call.gate_up = gate_up.data();
         call.out = out.data();
-        program_.add(call);
+        program_->add(call);
         token_rows({gate_up, out});
     }
 
@@ -242,25 +274,25 @@ class PyProgram {
         call.out = out.data();
         call.most_rows = check_pieces(call, static_cast<int64_t>(down.shape(0)),
                                       static_cast<int64_t>(up.shape(0)));
-        program_.add(call);
+        program_->add(call);
         token_rows({x, adapter_of_token, out});
         keep({down, up, pieces, scales, columns});
     }
 
-    int64_t scratch_bytes() const { return program_.scratch_bytes(); }
+    int64_t scratch_bytes() const { return program_->scratch_bytes(); }
 
     void set_scratch(Array scratch) {
-        program_.set_scratch(bytes("scratch", scratch, kAny),
+        program_->set_scratch(bytes("scratch", scratch, kAny),
                              static_cast<int64_t>(scratch.shape(0)));
         keep({scratch});
     }
 
     void run(ThreadPool& pool, int32_t tokens, int32_t sequences, int32_t sampled) {
-        program_.run(pool, Step{tokens, sequences, sampled});
+        program_->run(pool, Step{tokens, sequences, sampled});
     }
 
-    void set_profiling(bool on) { program_.set_profiling(on); }
-    std::vector<std::pair<std::string, double>> profile() const { return program_.profile(); }
+    void set_profiling(bool on) { program_->set_profiling(on); }
+    std::vector<std::pair<std::string, double>> profile() const { return program_->profile(); }
 
   private:
     // Every piece lies inside `down` and `up`; an adapter's rows are consecutive. The most of them.
@@ -294,21 +326,21 @@ class PyProgram {
 
     void token_rows(std::initializer_list<Array> arrays) {
         for (const Array& array : arrays) {
-            program_.limit_tokens(static_cast<int64_t>(array.shape(0)));
+            program_->limit_tokens(static_cast<int64_t>(array.shape(0)));
         }
         keep(arrays);
     }
 
     void sequence_rows(std::initializer_list<Array> arrays) {
         for (const Array& array : arrays) {
-            program_.limit_sequences(static_cast<int64_t>(array.shape(0)));
+            program_->limit_sequences(static_cast<int64_t>(array.shape(0)));
         }
         keep(arrays);
     }
 
     void sampled_rows(std::initializer_list<Array> arrays) {
         for (const Array& array : arrays) {
-            program_.limit_sampled(static_cast<int64_t>(array.shape(0)));
+            program_->limit_sampled(static_cast<int64_t>(array.shape(0)));
         }
         keep(arrays);
     }
@@ -317,7 +349,7 @@ class PyProgram {
         kept_.insert(kept_.end(), arrays.begin(), arrays.end());
     }
 
-    Program program_;
+    std::shared_ptr<Program> program_;
     std::vector<Array> kept_;
 };
 
@@ -336,7 +368,8 @@ void greedy(ThreadPool& pool, const std::string& kernels, Array logits, Array to
     // Sleeping workers are not worth waking for a row or two.
     static ThreadPool alone(1, {});
     ThreadPool& chosen = call.rows < pool.size() * 2 ? alone : pool;
-    chosen.run([&](Worker& worker) { table.greedy(call, worker); });
+    chosen.run(std::make_shared<ThreadPool::Job>(
+        [kernel = table.greedy, call](Worker& worker) { kernel(call, worker); }));
 }
 
 }  // namespace
@@ -381,7 +414,10 @@ NB_MODULE(_native, module) {
              "weight"_a.noconvert(), "eps"_a, "sampled_tokens"_a.noconvert().none(),
              "out"_a.noconvert())
         .def("linear", &PyProgram::linear, "x"_a.noconvert(), "weight"_a,
-             "bias"_a.noconvert().none(), "out"_a.noconvert(), "sampled"_a)
+             "bias"_a.noconvert().none(), "out"_a.noconvert(), "sampled"_a,
+             "norm_weight"_a.noconvert().none() = nb::none(), "eps"_a = 0.0f,
+             "accumulate"_a = false, "gated"_a = false)
+        .def("append", &PyProgram::append, "other"_a)
         .def("rotary", &PyProgram::rotary, "qkv"_a.noconvert(), "cos_sin"_a.noconvert(),
              "query_norm"_a.noconvert().none(), "key_norm"_a.noconvert().none(), "eps"_a,
              "num_heads"_a, "cache"_a, "positions"_a.noconvert(), "cache_slots"_a.noconvert())

@@ -75,7 +75,18 @@ int64_t Program::scratch_bytes() const {
     return most;
 }
 
-void Program::add_operation(std::string name, std::function<void(const Step&, Worker&)> run) {
+void Program::append(const Program& other) {
+    limit_tokens(other.capacity_.tokens);
+    limit_sequences(other.capacity_.sequences);
+    limit_sampled(other.capacity_.sampled);
+    checks_.insert(other.checks_.begin(), other.checks_.end());
+    linears_.insert(linears_.end(), other.linears_.begin(), other.linears_.end());
+    for (const Operation& operation : other.operations_) {
+        add_operation(operation.name, operation.run);
+    }
+}
+
+void Program::add_operation(std::string name, Call run) {
     operations_.push_back({std::move(name), std::move(run)});
     seconds_.push_back(0.0);
 }
@@ -92,8 +103,8 @@ void Program::add(const Embed& call) {
                       check_range("token_ids", t, call.token_ids[t], call.table.n);
                   }
               });
-    add_operation("embed", [this, call](const Step& step, Worker& worker) {
-        kernels_.embed(call, step, worker);
+    add_operation("embed", [run = kernels_.embed, call](const Step& step, Worker& worker, uint8_t*) {
+        run(call, step, worker);
     });
 }
 
@@ -105,8 +116,8 @@ void Program::add(const Norm& call, const char* name) {
             }
         });
     }
-    add_operation(name, [this, call](const Step& step, Worker& worker) {
-        kernels_.norm(call, step, worker);
+    add_operation(name, [run = kernels_.norm, call](const Step& step, Worker& worker, uint8_t*) {
+        run(call, step, worker);
     });
 }
 
@@ -114,10 +125,11 @@ void Program::add(const LinearCall& call) {
     linears_.push_back(call);
     const std::string name =
         "linear " + std::to_string(call.weight.n) + "x" + std::to_string(call.weight.k);
-    add_operation(name, [this, call](const Step& step, Worker& worker) {
+    add_operation(name, [run = kernels_.linear, call](const Step& step, Worker& worker,
+                                                      uint8_t* scratch) {
         LinearCall placed = call;
-        placed.scratch = scratch_;
-        kernels_.linear(placed, step, worker);
+        placed.scratch = scratch;
+        run(placed, step, worker);
     });
 }
 
@@ -135,8 +147,8 @@ void Program::add(const Rotary& call) {
                       check_range("positions", t, call.positions[t], call.max_position);
                   }
               });
-    add_operation("rotary", [this, call](const Step& step, Worker& worker) {
-        kernels_.rotary(call, step, worker);
+    add_operation("rotary", [run = kernels_.rotary, call](const Step& step, Worker& worker, uint8_t*) {
+        run(call, step, worker);
     });
 }
 
@@ -147,14 +159,14 @@ void Program::add(const Attention& call) {
                   check_sequences(call, step);
                   check_pages(call, call.max_rows, step);
               });
-    add_operation("attention", [this, call](const Step& step, Worker& worker) {
-        kernels_.attention(call, step, worker);
+    add_operation("attention", [run = kernels_.attention, call](const Step& step, Worker& worker, uint8_t*) {
+        run(call, step, worker);
     });
 }
 
 void Program::add(const Activation& call) {
-    add_operation("activation", [this, call](const Step& step, Worker& worker) {
-        kernels_.activation(call, step, worker);
+    add_operation("activation", [run = kernels_.activation, call](const Step& step, Worker& worker, uint8_t*) {
+        run(call, step, worker);
     });
 }
 
@@ -188,20 +200,24 @@ void Program::run(ThreadPool& pool, const Step& step) {
                                     " bytes of scratch and has " + std::to_string(given_scratch_));
     }
     for (const auto& [key, check] : checks_) check(step);
+    pool.run(std::make_shared<ThreadPool::Job>(
+        [self = shared_from_this(), step](Worker& worker) { self->replay(step, worker); }));
+}
+
+void Program::replay(const Step& step, Worker& worker) {
     using Clock = std::chrono::steady_clock;
-    pool.run([this, &step](Worker& worker) {
-        const bool timed = profiling_ && worker.index() == 0;
-        auto before = Clock::now();
-        for (size_t i = 0; i < operations_.size(); ++i) {
-            operations_[i].run(step, worker);
-            worker.next_phase();
-            if (timed) {
-                const auto after = Clock::now();
-                seconds_[i] += std::chrono::duration<double>(after - before).count();
-                before = after;
-            }
+    const bool timed = profiling_ && worker.index() == 0;
+    auto before = Clock::now();
+    for (size_t i = 0; i < operations_.size(); ++i) {
+        if (worker.late()) return;
+        operations_[i].run(step, worker, scratch_);
+        worker.next_phase();
+        if (timed) {
+            const auto after = Clock::now();
+            seconds_[i] += std::chrono::duration<double>(after - before).count();
+            before = after;
         }
-    });
+    }
 }
 
 void Program::set_profiling(bool on) {

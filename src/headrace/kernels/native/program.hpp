@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,9 +12,13 @@
 
 namespace headrace {
 
-class Program {
+// Held by shared_ptr: a worker that is late may look at it for a while after run() has returned.
+class Program : public std::enable_shared_from_this<Program> {
   public:
     explicit Program(const KernelTable& kernels) : kernels_(kernels) {}
+
+    // The calls of `other` after one's own, in one run.
+    void append(const Program& other);
 
     // A recorded buffer has this many rows of a kind: no step may bring more.
     void limit_tokens(int64_t rows);
@@ -41,13 +46,15 @@ class Program {
     std::vector<std::pair<std::string, double>> profile() const;
 
   private:
+    using Call = std::function<void(const Step&, Worker&, uint8_t* scratch)>;
     struct Operation {
         std::string name;
-        std::function<void(const Step&, Worker&)> run;
+        Call run;
     };
     using Check = std::function<void(const Step&)>;
 
-    void add_operation(std::string name, std::function<void(const Step&, Worker&)> run);
+    void add_operation(std::string name, Call run);
+    void replay(const Step& step, Worker& worker);
     void add_check(std::string key, Check check);
 
     const KernelTable& kernels_;

@@ -1,9 +1,10 @@
-// The thread pool: workers run one job together, meet at barriers, share work by counters.
+// The thread pool: workers run one job together, phase by phase, and share each phase's work.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -12,32 +13,47 @@ namespace headrace {
 
 class ThreadPool;
 
-// What a kernel sees of the pool: which worker it is, barriers, and the next piece of work.
+// What a kernel sees of the pool: which worker it is, and the next piece of a phase's work.
+//
+// A phase is over when its work is done, not when all workers have come: one that the system keeps
+// off its core holds the others up only while it has a piece in hand. When it comes back it finds
+// nothing left in the phases that it missed, and in the end that the job is over.
 class Worker {
   public:
-    Worker(ThreadPool& pool, int index) : pool_(pool), index_(index) {}
     int index() const { return index_; }
     int count() const;
-    // Returns when all workers have arrived; what they wrote before is visible after.
-    void barrier();
-    // The first of `step` indices that nobody took since the counter was reset.
-    int64_t take(int64_t step);
-    // A run of the `total` indices that nobody took, [begin, end): long at first, so that memory is
-    // read in order, and short at last, so that all workers end together. False: none is left.
+    // The next of the phase's `total` indices that nobody took. False: none is left.
+    bool take(int64_t total, int64_t& index);
+    // A run of them, [begin, end): long at first, so that memory is read in order, and short at
+    // last, so that all workers end together. All calls of a phase must name the same `total`.
     bool take_run(int64_t total, int64_t& begin, int64_t& end);
-    // Barrier after which the counter starts from 0 again.
+    // Returns when the phase's work is done; what was written in it is visible after.
     void next_phase();
+    // The job was finished without this worker: what it reads may change under its hands.
+    bool late() const;
 
   private:
+    friend class ThreadPool;
+    Worker(ThreadPool& pool, int index, uint64_t job, uint64_t phase)
+        : pool_(pool), index_(index), job_(job), phase_(phase) {}
+    bool claim(int64_t total, int64_t share, int64_t& begin, int64_t& end);
+    void hand_in();
+    bool is_done() const;
+
     ThreadPool& pool_;
-    int index_;
-    uint32_t phase_ = 0;
+    const int index_;
+    const uint64_t job_;
+    uint64_t phase_;
+    int64_t total_ = 0;
+    int64_t in_hand_ = 0;
 };
 
 // Workers spin for some microseconds where they wait, then sleep in the kernel: the pool is quick
 // within a step and costs nothing between steps.
 class ThreadPool {
   public:
+    using Job = std::function<void(Worker&)>;
+
     // `pinned` holds a CPU for each worker (the calling thread is worker 0 and is not pinned), or
     // nothing.
     explicit ThreadPool(int threads, const std::vector<int>& pinned);
@@ -46,28 +62,35 @@ class ThreadPool {
     ThreadPool& operator=(const ThreadPool&) = delete;
 
     int size() const { return size_; }
-    // Runs `job` on every worker, the calling thread among them; calls of several threads queue.
-    void run(const std::function<void(Worker&)>& job);
+    // Runs `job` on every worker, the calling thread among them, and returns when all its work is
+    // done; calls of several threads queue. A late worker may hold `job` for a while longer.
+    void run(std::shared_ptr<const Job> job);
 
   private:
     friend class Worker;
     void serve(int index);
-    void arrive();
+    void wake();
 
-    static constexpr int kCounters = 4;
+    // The words of a phase: its number in the upper bits, so that nobody need reset them, and how
+    // many of its indices are taken, or done, in the lower.
+    struct alignas(64) Phase {
+        std::atomic<uint64_t> taken{0};
+        std::atomic<uint64_t> done{0};
+    };
+    static constexpr uint64_t kPhases = 64;
+
     const int size_;
     std::mutex running_;
     std::vector<std::thread> threads_;
-    const std::function<void(Worker&)>* job_ = nullptr;
+    std::mutex entrance_;  // guards the next two
+    std::shared_ptr<const Job> current_;
+    uint64_t first_phase_ = kPhases;
     std::atomic<bool> stopping_{false};
-    alignas(64) std::atomic<uint32_t> epoch_{0};
-    alignas(64) std::atomic<uint32_t> generation_{0};
+    // Odd while a job runs.
+    alignas(64) std::atomic<uint64_t> job_{0};
+    alignas(64) std::atomic<uint32_t> wakes_{0};
     std::atomic<int32_t> sleepers_{0};
-    alignas(64) std::atomic<int32_t> arrived_{0};
-    struct alignas(64) Counter {
-        std::atomic<int64_t> value{0};
-    };
-    Counter counters_[kCounters];
+    Phase phases_[kPhases];
 };
 
 }  // namespace headrace

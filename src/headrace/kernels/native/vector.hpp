@@ -16,6 +16,7 @@
 namespace headrace::HEADRACE_ISA {
 
 #define HEADRACE_INLINE static inline __attribute__((always_inline))
+#define HEADRACE_INLINE_MEMBER inline __attribute__((always_inline))
 // Arrays of vectors stay in registers only where their loops are unrolled whole.
 #define HEADRACE_UNROLL _Pragma("GCC unroll 16")
 
@@ -106,6 +107,8 @@ HEADRACE_INLINE float reduce_max(Floats v) {
     const __m128 pair = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
     return _mm_cvtss_f32(_mm_max_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
 }
+HEADRACE_INLINE Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+HEADRACE_INLINE int32_t reduce_add_ints(Ints v) { return _mm512_reduce_add_epi32(v); }
 HEADRACE_INLINE Ints max_ints(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
 HEADRACE_INLINE int32_t reduce_max_ints(Ints v) { return _mm512_reduce_max_epi32(v); }
 HEADRACE_INLINE Floats scale_by_power_of_two(Floats v, Floats n) { return _mm512_scalef_ps(v, n); }
@@ -204,6 +207,13 @@ HEADRACE_INLINE float reduce_max(Floats v) {
     const __m128 pair = _mm_max_ps(quarter, _mm_movehl_ps(quarter, quarter));
     return _mm_cvtss_f32(_mm_max_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
 }
+HEADRACE_INLINE Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+HEADRACE_INLINE int32_t reduce_add_ints(Ints v) {
+    const __m128i quarter =
+        _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    const __m128i pair = _mm_add_epi32(quarter, _mm_shuffle_epi32(quarter, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(pair, _mm_shuffle_epi32(pair, 0xb1)));
+}
 HEADRACE_INLINE Ints max_ints(Ints a, Ints b) { return _mm256_max_epi32(a, b); }
 HEADRACE_INLINE int32_t reduce_max_ints(Ints v) {
     const __m128i quarter =
@@ -261,6 +271,13 @@ HEADRACE_INLINE Floats exponential(Floats x) {
     return scale_by_power_of_two(power, n);
 }
 
+// g * sigmoid(g) * u, as SwiGLU wants it (arXiv:2002.05202).
+HEADRACE_INLINE Floats silu_mul(Floats gate, Floats up) {
+    const Floats one = broadcast(1.0f);
+    const Floats sigmoid = div(one, add(one, exponential(sub(zeros(), gate))));
+    return mul(mul(gate, sigmoid), up);
+}
+
 // Storage types of activations and caches.
 struct Float32 {
     using Storage = float;
@@ -276,6 +293,24 @@ struct BFloat16 {
     HEADRACE_INLINE float widen(uint16_t x) { return bf16_to_float(x); }
     HEADRACE_INLINE uint16_t narrow(float x) { return float_to_bf16(x); }
 };
+
+// The first kWidth elements of a row that has `count` left; those past its end are zero.
+template <class D>
+HEADRACE_INLINE Floats load_first(const typename D::Storage* p, int64_t count) {
+    if (count >= kWidth) return D::load_floats(p);
+    alignas(64) float values[kWidth] = {};
+    for (int64_t i = 0; i < count; ++i) values[i] = D::widen(p[i]);
+    return load(values);
+}
+
+// Those of them that the row has room for.
+template <class D>
+HEADRACE_INLINE void store_first(typename D::Storage* p, Floats v, int64_t count) {
+    if (count >= kWidth) return D::store_floats(p, v);
+    alignas(64) float values[kWidth];
+    store(values, v);
+    for (int64_t i = 0; i < count; ++i) p[i] = D::narrow(values[i]);
+}
 
 // One 32-bit unit of a dot product: two neighbours of K in bf16, or one in float32.
 HEADRACE_INLINE Floats dot_unit(Float32, Floats acc, Ints weights, Ints activations) {

@@ -5,27 +5,12 @@
 namespace headrace::HEADRACE_ISA {
 namespace {
 
-template <class D>
-HEADRACE_INLINE Floats load_first(const typename D::Storage* p, int64_t count) {
-    if (count >= kWidth) return D::load_floats(p);
-    alignas(64) float values[kWidth] = {};
-    for (int64_t i = 0; i < count; ++i) values[i] = D::widen(p[i]);
-    return load(values);
-}
-
-template <class D>
-HEADRACE_INLINE void store_first(typename D::Storage* p, Floats v, int64_t count) {
-    if (count >= kWidth) return D::store_floats(p, v);
-    alignas(64) float values[kWidth];
-    store(values, v);
-    for (int64_t i = 0; i < count; ++i) p[i] = D::narrow(values[i]);
-}
-
 template <class Delta, class Out>
 void normalise_rows(const Norm& call, const Step& step, Worker& worker) {
     const int64_t hidden = call.hidden;
     const int64_t rows = call.sampled != nullptr ? step.sampled : step.tokens;
-    for (int64_t row = worker.take(1); row < rows; row = worker.take(1)) {
+    int64_t row = 0;
+    while (worker.take(rows, row)) {
         const int64_t token = call.sampled != nullptr ? call.sampled[row] : row;
         const auto* delta = static_cast<const typename Delta::Storage*>(call.delta);
         float* residual = call.residual + token * hidden;

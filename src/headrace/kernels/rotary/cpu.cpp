@@ -64,7 +64,8 @@ template <class D>
 void rotate_tokens(const Rotary& call, const Step& step, Worker& worker) {
     const Heads& heads = call.heads;
     const int64_t width = (heads.query + 2 * heads.kv) * heads.dim;
-    for (int64_t t = worker.take(1); t < step.tokens; t = worker.take(1)) {
+    int64_t t = 0;
+    while (worker.take(step.tokens, t)) {
         auto* query = static_cast<typename D::Storage*>(call.qkv) + t * width;
         const auto* key = query + heads.query * heads.dim;
         const auto* value = key + heads.kv * heads.dim;

@@ -66,7 +66,8 @@ float log_total(const float* logits, int64_t vocab, float peak) {
 }  // namespace
 
 void greedy(const Greedy& call, Worker& worker) {
-    for (int64_t row = worker.take(1); row < call.rows; row = worker.take(1)) {
+    int64_t row = 0;
+    while (worker.take(call.rows, row)) {
         const float* logits = call.logits + row * call.vocab;
         const Peak peak = find_peak(logits, call.vocab);
         call.token[row] = static_cast<int32_t>(peak.token);
