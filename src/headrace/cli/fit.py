@@ -20,8 +20,12 @@ _AUTO = "auto"
 @click.option("--device", default=_AUTO, help="mi300x, h100, … or cpu, cuda, auto: this machine.")
 @click.option("--memory", metavar="SIZE", help="Of one device, such as 96GiB, instead of its own.")
 @click.option("--devices", type=click.IntRange(1), default=1, help="So many of them. [1]")
-@click.option("--quantize", default="bf16", help="Format of the projections' weights. [bf16]")
-@click.option("--packed-weights", is_flag=True, help="Serve the weights as their file packs them.")
+@click.option("--quantize", help="Format of the projections' weights. [bf16]")
+@click.option(
+    "--packed-weights/--no-packed-weights",
+    default=None,
+    help="Serve a GGUF file's weights as it packs them. [on a CPU, without --quantize]",
+)
 @click.option("--kv-cache-dtype", default=_AUTO, help="bf16, fp16, fp32, fp8 or int8. [auto]")
 @click.option("--max-total-tokens", type=click.IntRange(2), help="Longest request. [the model's]")
 @click.option("--max-batch-size", type=click.IntRange(1), help="Most requests at once.")
@@ -51,11 +55,15 @@ def command(model: str, **options: Any) -> int:
     llama3-70b, or a hub id. The exit status is 0 where it fits, 1 where it does not.
     """
     from headrace.cli.fitting.place import find_place
-    from headrace.cli.fitting.subject import find_subject
+    from headrace.cli.fitting.subject import find_subject, is_gguf
 
     size = options["memory"]
     place = find_place(options["device"], None if size is None else _read_size(size))
-    subject = find_subject(model, packed=options["packed_weights"])
+    packed = options["packed_weights"]
+    if packed is None and options["quantize"] is None and not place.on_gpu:
+        packed = is_gguf(model)
+    options["quantize"] = options["quantize"] or "bf16"
+    subject = find_subject(model, packed=bool(packed))
     wanted = ("serve", "train") if options["purpose"] == "both" else (options["purpose"],)
     forecast = plan = None
     if "serve" in wanted:

@@ -56,3 +56,8 @@ def find_subject(model: str, *, packed: bool = False) -> Subject:
     checkpoint = resolve(model)
     config = checkpoint.config
     return Subject(model, config, stored_bytes(config, checkpoint.tensors) if packed else None)
+
+
+def is_gguf(model: str) -> bool:
+    """Whether ``model`` names a GGUF file on disk, which a CPU serves as it packs its weights."""
+    return Path(model).suffix == ".gguf" and Path(model).expanduser().is_file()

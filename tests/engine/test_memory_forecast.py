@@ -1,0 +1,106 @@
+"""The forecast of serving memory against the buffers that an engine really allocates."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from headrace.checkpoint.resolve import resolve
+from headrace.checkpoint.shapes import shape
+from headrace.checkpoint.sizes import (
+    block_table_bytes,
+    kv_bytes_per_token,
+    step_buffer_bytes,
+    stored_bytes,
+)
+from headrace.engine.limits import decide_batch
+from headrace.engine.memory_forecast import forecast_serving
+from headrace.engine.settings import EngineSettings
+from headrace.link.errors import ConfigurationError
+from headrace.modeling.activations import Activations
+from headrace.modeling.backends.torch_backend import TorchOperations
+
+GIB = 2**30
+
+# Resident memory after the engine is warm.
+_ENGINE = """
+import ctypes, gc, psutil
+from headrace.checkpoint.resolve import resolve
+from headrace.engine.build import build_engine_from
+from headrace.engine.settings import EngineSettings
+settings = EngineSettings(
+    device="cpu", backend="native", max_batch_total_tokens=8192, threads=1, packed_weights=True
+)
+checkpoint = resolve(None)
+engine, ready = build_engine_from(checkpoint, settings)
+gc.collect()
+# What loading has freed, the C library may keep for itself: that is not the model's.
+ctypes.CDLL(None).malloc_trim(0)
+print(psutil.Process().memory_info().rss)
+"""
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "qwen3-0.6b"])
+def test_step_buffers_are_those_that_are_allocated(name: str) -> None:
+    config = shape(name)
+    operations = TorchOperations(torch.device("cpu"), torch.bfloat16)
+    allocated = Activations.allocate(config, operations, 96, 32)
+    predicted = step_buffer_bytes(
+        config, max_tokens=96, max_rows=32, activation_bytes=2, residual_bytes=4
+    )
+    assert predicted == allocated.num_bytes
+
+
+def test_the_parts_are_the_limits_times_the_sizes() -> None:
+    config = shape("llama3-8b")
+    settings = EngineSettings(max_batch_size=64, max_total_tokens=4096)
+    forecast = forecast_serving(config, settings, device_bytes=80 * GIB, on_gpu=True)
+    parts = {part.name: part.bytes for part in forecast.parts}
+    batch = decide_batch(settings, config, on_gpu=True)
+    assert forecast.batch == batch
+    assert parts["step buffers"] == step_buffer_bytes(
+        config, max_tokens=batch.token_budget, max_rows=64, activation_bytes=2, residual_bytes=2
+    ) + block_table_bytes(64, 4096, 16)
+    assert forecast.token_bytes == kv_bytes_per_token(config, "bfloat16") == 131_072
+    # 64 sequences of 4,096 tokens are all that can run: more cache would be of no use.
+    assert forecast.cache is not None
+    assert forecast.cache.tokens == 64 * 4096
+
+
+def test_a_cache_that_was_asked_for_and_does_not_fit_is_refused_as_the_engine_would() -> None:
+    settings = EngineSettings(max_batch_total_tokens=1_000_000)
+    forecast = forecast_serving(shape("llama3-8b"), settings, device_bytes=80 * GIB, on_gpu=True)
+    assert forecast.cache is None
+    assert forecast.refusal is not None
+    assert "--max-batch-total-tokens 1000000 needs 122.07 GiB" in forecast.refusal
+
+
+def test_tensor_parallel_shards_divide_weights_and_cache() -> None:
+    config, settings = shape("llama3-70b"), EngineSettings()
+    one = forecast_serving(config, settings, device_bytes=200 * GIB, on_gpu=True)
+    four = forecast_serving(config, settings, device_bytes=80 * GIB, on_gpu=True, shards=4)
+    assert four.parts[0].bytes == one.parts[0].bytes // 4
+    assert four.token_bytes == one.token_bytes // 4
+    with pytest.raises(ConfigurationError, match="8 key-value heads cannot be split over 3"):
+        forecast_serving(config, settings, device_bytes=GIB, on_gpu=True, shards=3)
+
+
+def test_a_serving_engine_is_as_large_as_predicted() -> None:
+    ran = subprocess.run([sys.executable, "-c", _ENGINE], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    resident = int(ran.stdout.splitlines()[-1])
+    checkpoint = resolve(None)
+    config = checkpoint.config
+    forecast = forecast_serving(
+        config,
+        EngineSettings(max_batch_total_tokens=8192),
+        device_bytes=8 * GIB,
+        on_gpu=False,
+        stored_weight_bytes=stored_bytes(config, checkpoint.tensors),
+    )
+    # Of the cache the system gives memory to what was written: the warm-up's longest step.
+    written = forecast.batch.token_budget * forecast.token_bytes
+    assert forecast.fixed_bytes + written == pytest.approx(resident, rel=0.05)
