@@ -81,6 +81,8 @@ class Connection(asyncio.Protocol):
             return
         if self._status == 200 and self._ended:
             self._finish("")
+        elif self._status not in (0, 200):
+            self._finish(f"http {self._status}", _message(self._refusal))
         elif not self._status and self._carried > 1:
             # The server closed an idle connection as the request left: no answer to measure.
             self._finish("stale")
