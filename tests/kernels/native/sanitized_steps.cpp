@@ -98,15 +98,10 @@ void run_model(Format format, Type type) {
     program.add(Norm{nullptr, type, residual.get(), norm_weight.get(), 1e-5f, nullptr,
                      normed.get(), type, hidden},
                 "norm");
-<<<<<<< HEAD
-    program.add(LinearCall{Rows::tokens, normed.get(), type, qkv_weight.matrix, bias.get(),
-                           qkv.get(), type, nullptr});
-    program.add(LowRank{normed.get(), type, hidden, low.get(), high.get(), pieces, scales, columns,
-                        2, 3, 12, adapters.get(), qkv.get(), type, nullptr});
-=======
     program.add(LinearCall{Rows::tokens, normed.get(), type, nullptr, 0.0f, qkv_weight.matrix,
                            bias.get(), Epilogue::store, qkv.get(), type, nullptr});
->>>>>>> f663a0e (wip)
+    program.add(LowRank{normed.get(), type, hidden, low.get(), high.get(), pieces, scales, columns,
+                        2, 3, 12, adapters.get(), qkv.get(), type, nullptr});
     program.add(Rotary{qkv.get(), type, cos_sin.get(), 32, head_norm.get(), head_norm.get(), 1e-5f,
                        heads, cache, positions.get(), slots.get()});
     program.add(Attention{qkv.get(), type, 0.2f, 20, heads, cache, starts.get(), lengths.get(),

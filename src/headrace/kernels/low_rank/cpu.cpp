@@ -150,7 +150,6 @@ void widen_token(const LowRank& call, int64_t token, int64_t begin, int64_t end)
 template <class D>
 void narrow_chunk(const LowRank& call, int64_t first, int64_t last, int64_t row) {
     const int32_t* adapters = call.adapter_of_token;
-<<<<<<< HEAD
     for (int64_t token = first; token < last;) {
         int64_t end = token + 1;
         while (end < last && adapters[end] == adapters[token]) ++end;
@@ -170,25 +169,12 @@ void widen_chunk(const LowRank& call, int64_t first, int64_t last, int64_t begin
 template <class D, class Out>
 void add_by_chunks(const LowRank& call, int64_t tokens, int64_t chunk, Worker& worker) {
     const int64_t columns = call.columns[call.projections];
-    for (int64_t first = worker.take(chunk); first < tokens; first = worker.take(chunk)) {
+    int64_t index = 0;
+    while (worker.take((tokens + chunk - 1) / chunk, index)) {
+        const int64_t first = index * chunk;
         const int64_t last = first + chunk < tokens ? first + chunk : tokens;
         for (int64_t row = 0; row < call.most_rows; row += kRows) {
             narrow_chunk<D>(call, first, last, row);
-=======
-    const auto chunk_end = [&](int64_t first) {
-        return first + kTokens < step.tokens ? first + kTokens : int64_t{step.tokens};
-    };
-    int64_t task = 0;
-    while (worker.take(chunks * row_blocks, task)) {
-        const int64_t last = chunk_end(task / row_blocks * kTokens);
-        for (int64_t token = task / row_blocks * kTokens; token < last;) {
-            int64_t end = token + 1;
-            while (end < last && adapters[end] == adapters[token]) ++end;
-            if (adapters[token] >= 0) {
-                narrow_run<D>(call, token, end, task % row_blocks * kRows);
-            }
-            token = end;
->>>>>>> 2fc34a2 (wip)
         }
         widen_chunk<D, Out>(call, first, last, 0, columns);
     }
@@ -198,20 +184,16 @@ void add_by_chunks(const LowRank& call, int64_t tokens, int64_t chunk, Worker& w
 template <class D, class Out>
 void add_together(const LowRank& call, int64_t tokens, Worker& worker) {
     const int64_t row_blocks = (call.most_rows + kRows - 1) / kRows;
-    for (int64_t task = worker.take(1); task < tokens * row_blocks; task = worker.take(1)) {
+    int64_t task = 0;
+    while (worker.take(tokens * row_blocks, task)) {
         const int64_t token = task / row_blocks;
         narrow_chunk<D>(call, token, token + 1, task % row_blocks * kRows);
     }
     worker.next_phase();
     const int64_t columns = call.columns[call.projections];
     const int64_t column_blocks = (columns + kColumns - 1) / kColumns;
-<<<<<<< HEAD
-    for (int64_t task = worker.take(1); task < tokens * column_blocks; task = worker.take(1)) {
+    while (worker.take(tokens * column_blocks, task)) {
         const int64_t token = task / column_blocks;
-=======
-    while (worker.take(chunks * column_blocks, task)) {
-        const int64_t first = task / column_blocks * kTokens;
->>>>>>> 2fc34a2 (wip)
         const int64_t begin = task % column_blocks * kColumns;
         const int64_t end = begin + kColumns < columns ? begin + kColumns : columns;
         widen_chunk<D, Out>(call, token, token + 1, begin, end);
