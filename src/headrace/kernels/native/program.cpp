@@ -179,10 +179,11 @@ void Program::add(const LowRank& call) {
                       if (adapter != -1) check_range("adapter_of_token", t, adapter, call.adapters);
                   }
               });
-    add_operation("low rank", [this, call](const Step& step, Worker& worker) {
+    add_operation("low rank", [run = kernels_.low_rank, call](const Step& step, Worker& worker,
+                                                              uint8_t* scratch) {
         LowRank placed = call;
-        placed.narrow = reinterpret_cast<float*>(scratch_);
-        kernels_.low_rank(placed, step, worker);
+        placed.narrow = reinterpret_cast<float*>(scratch);
+        run(placed, step, worker);
     });
 }
 
