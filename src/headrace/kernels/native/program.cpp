@@ -81,6 +81,7 @@ void Program::append(const Program& other) {
     limit_sampled(other.capacity_.sampled);
     checks_.insert(other.checks_.begin(), other.checks_.end());
     linears_.insert(linears_.end(), other.linears_.begin(), other.linears_.end());
+    most_narrow_rows_ = std::max(most_narrow_rows_, other.most_narrow_rows_);
     for (const Operation& operation : other.operations_) {
         add_operation(operation.name, operation.run);
     }
