@@ -5,7 +5,7 @@ The text is the Python language reference as every CPython carries it for ``help
 text. It is cut into windows; a token is scored by all that precede it in its window. Every figure
 comes out of ``headrace.LLM``, through the scheduler, the paged cache and the kernels that serve.
 
-    python benchmarks/perplexity.py [--tokens 51200] [--out benchmarks/records/cpu-zen4-perplexity.json]
+    python benchmarks/perplexity.py --out benchmarks/records/cpu-zen4-perplexity.json
 """
 
 from __future__ import annotations

@@ -111,6 +111,28 @@ def test_zeros_and_subnormals_give_zeros(instruction_set: str, random_blocks: Ra
     assert torch.equal(out, torch.zeros(2, 32))
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_a_dominant_activation_costs_its_block_no_precision(
+    backend: NativeCpuBackend, dtype: torch.dtype, kind: str, random_blocks: RandomBlocks
+) -> None:
+    """Rounded with one scale, the others of its block would be wrong by a third."""
+    torch.manual_seed(0)
+    part = random_blocks(45, 608, kind)
+    weight = backend.operations.pack_linear([part], None)
+    x = torch.randn(9, 608).to(dtype)
+    for row, column in [(0, 0), (0, 255), (0, 256), (3, 31), (3, 607), (8, 300)]:
+        x[row, column] = 1000.0 * (-1) ** column
+    large = x.abs() > 500
+    actual, without = torch.empty(9, 45), torch.empty(9, 45)
+    backend.operations.linear(x, weight, actual)
+    backend.operations.linear(x.masked_fill(large, 0), weight, without)
+    wide = dequantize(part, torch.float32)
+    alone = x.float().masked_fill(~large, 0) @ wide.T
+    # What is left beside the large ones' own part is as exact as without them.
+    bound = 2e-5 * float(alone.abs().max())
+    torch.testing.assert_close(actual - alone, without, rtol=0.0, atol=bound)
+
+
 def test_parts_are_stacked(backend: NativeCpuBackend, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     parts: list[WeightPart] = [torch.randn(n, 64).to(dtype) for n in (7, 40, 1)]

@@ -15,7 +15,8 @@ TILE_ROWS = 32
 _BLOCK = 32
 
 BLOCK_FORMATS = {"Q4_0": "q4_0", "Q4_1": "q4_1", "Q8_0": "q8_0"}
-"""GGUF types that are computed as they are, and the names of their formats."""
+"""GGUF types that are computed as they are, and the names of their formats; K-quants are repacked
+to these (``modeling.loading.gguf_repack``)."""
 
 _HEADER_HALVES = {"Q4_0": 1, "Q4_1": 2, "Q8_0": 1}
 

@@ -19,6 +19,7 @@ from headrace.link.errors import ConfigurationError
 from headrace.modeling.activations import Activations
 from headrace.modeling.backends.backend import Computation
 from headrace.modeling.loading.gguf_dequantize import dequantize
+from headrace.modeling.loading.gguf_repack import as_plain_blocks, as_q8_0
 from headrace.modeling.operations import (
     AttentionShape,
     GGUFBlocks,
@@ -345,6 +346,8 @@ class NativeOperations:
         rows, columns = sum(shape[0] for shape in shapes), shapes[0][1]
         if any(shape[1] != columns for shape in shapes):
             raise ValueError(f"matrices of one linear differ in K: {shapes}")
+        if self._quantized:
+            parts = _of_one_format(parts)
         kinds = {part.kind if isinstance(part, GGUFBlocks) else None for part in parts}
         kind = kinds.pop() if len(kinds) == 1 else None
         if kind in layouts.BLOCK_FORMATS and self._quantized:
@@ -362,6 +365,16 @@ class NativeOperations:
         wide_bias = None if bias is None else bias.float().contiguous()
         handle = self._extension.Matrix(tiles, name, rows, columns)
         return NativeMatrix(name, tiles, rows, columns, wide_bias, handle)
+
+
+def _of_one_format(parts: list[WeightPart]) -> list[WeightPart]:
+    """Quantized parts of one linear in one format that has kernels; other parts as they are."""
+    if not all(isinstance(part, GGUFBlocks) for part in parts):
+        return parts
+    plain = [as_plain_blocks(part) for part in parts if isinstance(part, GGUFBlocks)]
+    if len({part.kind for part in plain}) > 1:
+        plain = [as_q8_0(part) for part in plain]
+    return list(plain)
 
 
 class NativeProgram:
