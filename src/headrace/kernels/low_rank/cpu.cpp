@@ -2,6 +2,8 @@
 //
 // Every sum is one chain of additions in the order of K or of the rank, whatever else is in the
 // step: a token's result depends on nothing but the token.
+#include <algorithm>
+
 #include "kernel_table.hpp"
 #include "vector.hpp"
 
@@ -208,7 +210,7 @@ void add_low_rank(const LowRank& call, const Step& step, Worker& worker) {
         return;
     }
     const int64_t share = (tokens + workers - 1) / workers;
-    add_by_chunks<D, Out>(call, tokens, share < kTokens ? share : kTokens, worker);
+    add_by_chunks<D, Out>(call, tokens, std::clamp<int64_t>(share, 1, kTokens), worker);
 }
 
 }  // namespace
