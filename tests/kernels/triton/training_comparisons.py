@@ -114,9 +114,9 @@ class TrainingComparisons:
         columns = torch.rand(width, device=self.device) + 0.5 if factor else None
         values, scales = fp8.quantize_rows(x, columns)
         expected, expected_scales = fp8_reference.quantize_rows(x, columns)
-        # One step of rounding is 6 % of an element: a few elements may fall the other way.
-        different = (values.float() != expected.float()).float().mean()
-        return max(relative_error(scales, expected_scales), float(different) - 0.01)
+        # A scale that differs in its last bit lets single elements round the other way, by one step.
+        steps = relative_error(values.float(), expected.float())
+        return max(relative_error(scales, expected_scales), steps - 0.015)
 
     def fp8_transpose(self, rows: int, width: int) -> float:
         source = torch.randint(0, 256, (rows, width), dtype=torch.uint8, device=self.device)
