@@ -13,7 +13,7 @@ class LazyGroup(click.Group):
     """Lists its commands without importing them: ``headrace --help`` stays fast.
 
     Args:
-        package: Where a command ``name`` is the attribute ``command`` of the module ``name``.
+        package: Where a command ``a-name`` is the attribute ``command`` of the module ``a_name``.
         summaries: Name of each command to the line that the help shows.
     """
 
@@ -30,7 +30,7 @@ class LazyGroup(click.Group):
         """Import the command; ``None``: there is no such name."""
         if cmd_name not in self._summaries:
             return None
-        command = import_module(f"{self._package}.{cmd_name}").command
+        command = import_module(f"{self._package}.{cmd_name.replace('-', '_')}").command
         assert isinstance(command, click.Command)
         return command
 

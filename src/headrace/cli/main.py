@@ -19,6 +19,7 @@ _COMMANDS = {
     "finetune": "Train a LoRA adapter on your data; serve it with serve --lora-adapters.",
     "bench": "Measure latency, serving, fine-tuning and kernels; compare recorded runs.",
     "fit": "Say whether a model fits a device, for serving and for LoRA training.",
+    "tune-gemm": "Choose a model's GEMM kernels on this GPU ahead of time.",
     "doctor": "Say what this machine is and which backends work on it.",
 }
 

@@ -25,6 +25,7 @@ from headrace.kernels.norm import triton as norm
 from headrace.kernels.rotary import triton as rotary
 from headrace.kernels.triton_launch import GpuTraits
 from headrace.kernels.tuning.gemm_tuner import GemmTuner, LinearShape
+from headrace.kernels.tuning.table import TunedShape
 from headrace.link.errors import ConfigurationError
 from headrace.modeling.activations import Activations
 from headrace.modeling.backends.backend import Computation
@@ -170,17 +171,21 @@ class TritonOperations:
         """Bytes that one block of one layer takes, keys and values together."""
         return 2 * shape.num_kv_heads * block_size * shape.head_dim * self._dtype.itemsize
 
-    def tune(self) -> None:
-        """Choose how to compute every linear packed so far; does nothing the second time."""
+    def tune(self) -> list[TunedShape]:
+        """Choose how to compute every linear packed so far; does nothing the second time.
+
+        Returns:
+            The results, for a report.
+        """
         if self.tuner.frozen:
-            return
+            return []
         weights: dict[LinearShape, list[torch.Tensor]] = {}
         for index, matrix in enumerate(self._matrices):
             # Only the head, packed last, writes float32.
             wide = index == len(self._matrices) - 1
             shape = LinearShape(matrix.out_features, matrix.in_features, wide)
             weights.setdefault(shape, []).append(matrix.weight)
-        self.tuner.tune(weights)
+        return self.tuner.tune(weights)
 
     # The step.
 
