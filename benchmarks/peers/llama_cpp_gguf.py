@@ -75,7 +75,7 @@ def main() -> None:
             decode([(token, position, s, True) for s, token in enumerate(tokens)])
             tokens = [argmax(i) for i in range(len(tokens))]
 
-    report("llama.cpp", llama_cpp.__version__, sys.argv[2], measure(generate))
+    report("llama.cpp", llama_cpp.__version__, sys.argv[2], measure(generate, largest_repeats=1))
 
 
 if __name__ == "__main__":

@@ -34,15 +34,24 @@ def timed(generate: Generate, batch: list[list[int]], new_tokens: int) -> float:
 
 
 def measure(
-    generate: Generate, repeats: int = 3, seed: int | None = None
+    generate: Generate,
+    repeats: int = 3,
+    seed: int | None = None,
+    largest_repeats: int | None = None,
 ) -> list[dict[str, object]]:
-    """Rows (metric, batch, value, unit, samples) of decode and prefill at each batch size."""
+    """Rows (metric, batch, value, unit, samples) of decode and prefill at each batch size.
+
+    Args:
+        largest_repeats: Repeats of the largest batch, where a system takes minutes for one;
+            ``None``: as many. The record's ``samples`` show how many there were.
+    """
     rng = random.Random(seed)
     rows: list[dict[str, object]] = []
     for batch in BATCHES:
         generate(prompts(rng, batch), SHORT)
         steps, prefills = [], []
-        for _ in range(repeats):
+        count = largest_repeats if largest_repeats and batch == BATCHES[-1] else repeats
+        for _ in range(count):
             prefills.append(1e3 * timed(generate, prompts(rng, batch), 1))
             short = timed(generate, prompts(rng, batch), SHORT)
             long = timed(generate, prompts(rng, batch), LONG)

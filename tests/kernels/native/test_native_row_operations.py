@@ -12,7 +12,7 @@ from headrace.kernels.activation.reference import silu_mul
 from headrace.kernels.norm.reference import add_rms_norm, gather_add_rms_norm, rms_norm
 from headrace.modeling.backends.native_cpu import NativeCpuBackend
 from headrace.modeling.loading.gguf_dequantize import dequantize
-from headrace.modeling.operations import GGUFBlocks
+from headrace.modeling.operations import GGUFBlocks, WeightPart
 
 WIDTHS = [1, 15, 64, 577]
 
@@ -106,3 +106,31 @@ def test_greedy_marks_rows_without_a_finite_choice(
     token_ids, valid = backend.most_likely(logits)
     assert valid.tolist() == [True, False, sign < 0, True]
     assert token_ids[[0, 3]].tolist() == logits[[0, 3]].argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("kind", ["dense", "Q4_1"])
+@pytest.mark.parametrize("width", [64, 40])
+def test_gated_linear_is_its_two_steps(
+    backend: NativeCpuBackend,
+    dtype: torch.dtype,
+    kind: str,
+    width: int,
+    random_blocks: Callable[[int, int, str], GGUFBlocks],
+) -> None:
+    """With tiles that pair (64) and with tiles that do not (40); alone and beside other rows."""
+    torch.manual_seed(0)
+    part: WeightPart = torch.randn(2 * width, 96).to(dtype)
+    if kind != "dense":
+        part = random_blocks(2 * width, 96, kind)
+    weight = backend.operations.pack_linear([part], None)
+    x = torch.randn(13, 96).to(dtype)
+    gate_up, out = torch.empty(13, 2 * width), torch.empty(13, width, dtype=dtype)
+    backend.operations.linear(x, weight, gate_up)
+    expected = torch.nn.functional.silu(gate_up[:, :width]) * gate_up[:, width:]
+    scratch = torch.empty(13, 2 * width, dtype=dtype)
+    backend.operations.gated_linear(x, weight, scratch, out)
+    limit = 2e-2 if dtype is torch.bfloat16 else 1e-5
+    assert float((out.float() - expected).norm() / expected.norm()) < limit
+    alone = torch.empty(1, width, dtype=dtype)
+    backend.operations.gated_linear(x[4:5], weight, scratch[:1], alone)
+    assert torch.equal(alone[0], out[4])

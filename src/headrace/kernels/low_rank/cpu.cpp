@@ -205,6 +205,7 @@ void add_together(const LowRank& call, int64_t tokens, Worker& worker) {
 template <class D, class Out>
 void add_low_rank(const LowRank& call, const Step& step, Worker& worker) {
     const int64_t tokens = step.tokens, workers = worker.count();
+    if (tokens == 0) return;
     if (tokens < workers && call.most_rows * call.k >= kSharedElements) {
         add_together<D, Out>(call, tokens, worker);
         return;

@@ -280,9 +280,17 @@ class NativeOperations:
     def gated_linear(
         self, x: torch.Tensor, weight: NativeMatrix, gate_up: torch.Tensor, out: torch.Tensor
     ) -> None:
-        """out[T, I] = silu_mul of x @ weight.T + bias, by way of ``gate_up``."""
-        self.linear(x, weight, gate_up)
-        self.silu_mul(gate_up, out)
+        """out[T, I] = silu_mul of x @ weight.T + bias; ``gate_up`` only where tiles do not pair."""
+        if weight.out_features % (2 * layouts.TILE_ROWS):
+            self.linear(x, weight, gate_up)
+            self.silu_mul(gate_up, out)
+            return
+        self._call(
+            lambda program: program.linear(
+                x, weight.handle, weight.bias, out, sampled=False, gated=True
+            ),
+            tokens=len(x),
+        )
 
     def gather_add_rms_norm(
         self,
