@@ -98,34 +98,31 @@ void run_model(Format format, Type type) {
     program.add(Norm{nullptr, type, residual.get(), norm_weight.get(), 1e-5f, nullptr,
                      normed.get(), type, hidden},
                 "norm");
-    program.add(LinearCall{Rows::tokens, normed.get(), type, nullptr, 0.0f, qkv_weight.matrix,
-                           bias.get(), Epilogue::store, qkv.get(), type, nullptr});
+    program.add(LinearCall{Rows::tokens, normed.get(), type, qkv_weight.matrix,
+                           bias.get(), false, qkv.get(), type, nullptr});
     program.add(LowRank{normed.get(), type, hidden, low.get(), high.get(), pieces, scales, columns,
                         2, 3, 12, adapters.get(), qkv.get(), type, nullptr});
     program.add(Rotary{qkv.get(), type, cos_sin.get(), 32, head_norm.get(), head_norm.get(), 1e-5f,
                        heads, cache, positions.get(), slots.get()});
     program.add(Attention{qkv.get(), type, 0.2f, 20, heads, cache, starts.get(), lengths.get(),
                           rows.get(), tables.get(), kSequences, kPages, attended.get()});
-    program.add(LinearCall{Rows::tokens, attended.get(), type, nullptr, 0.0f, output.matrix,
-                           nullptr, Epilogue::store, delta.get(), type, nullptr});
+    program.add(LinearCall{Rows::tokens, attended.get(), type, output.matrix,
+                           nullptr, false, delta.get(), type, nullptr});
     program.add(Norm{delta.get(), type, residual.get(), norm_weight.get(), 1e-5f, nullptr,
                      normed.get(), type, hidden},
                 "norm");
-    program.add(LinearCall{Rows::tokens, normed.get(), type, nullptr, 0.0f, gate_up_weight.matrix,
-                           nullptr, Epilogue::store, gate_up.get(), type, nullptr});
+    program.add(LinearCall{Rows::tokens, normed.get(), type, gate_up_weight.matrix,
+                           nullptr, false, gate_up.get(), type, nullptr});
     program.add(Activation{gate_up.get(), activated.get(), type, width});
-    program.add(LinearCall{Rows::tokens, residual.get(), Type::float32, norm_weight.get(), 1e-5f,
-                           gate_up_weight.matrix, nullptr, Epilogue::gate, activated.get(), type,
-                           nullptr});
-    program.add(LinearCall{Rows::tokens, activated.get(), type, nullptr, 0.0f, down.matrix, nullptr,
-                           Epilogue::accumulate, residual.get(), Type::float32, nullptr});
-    program.add(LinearCall{Rows::tokens, activated.get(), type, nullptr, 0.0f, down.matrix, nullptr,
-                           Epilogue::store, delta.get(), type, nullptr});
+    program.add(LinearCall{Rows::tokens, normed.get(), type, gate_up_weight.matrix, nullptr, true,
+                           activated.get(), type, nullptr});
+    program.add(LinearCall{Rows::tokens, activated.get(), type, down.matrix, nullptr,
+                           false, delta.get(), type, nullptr});
     program.add(Norm{delta.get(), type, residual.get(), norm_weight.get(), 1e-5f, sampled.get(),
                      final_rows.get(), type, hidden},
                 "norm");
-    program.add(LinearCall{Rows::sampled, final_rows.get(), type, nullptr, 0.0f, head.matrix,
-                           nullptr, Epilogue::store, logits.get(), Type::float32, nullptr});
+    program.add(LinearCall{Rows::sampled, final_rows.get(), type, head.matrix,
+                           nullptr, false, logits.get(), Type::float32, nullptr});
     Heap<uint8_t> scratch(static_cast<size_t>(program.scratch_bytes()));
     program.set_scratch(scratch.get(), program.scratch_bytes());
 

@@ -109,34 +109,16 @@ class RowSource {
   public:
     RowSource(const LinearCall& call, int64_t row)
         : x_(static_cast<const Storage*>(call.x) + row * call.weight.k),
-          weight_(call.norm_weight),
-          k_(call.weight.k) {
-        if (weight_ != nullptr) inverse_ = broadcast(inverse_root_mean_square(call.eps));
-    }
+          k_(call.weight.k) {}
 
-    // Columns [column, column + kWidth), normalised where that is asked for.
+    // Columns [column, column + kWidth).
     HEADRACE_INLINE_MEMBER Floats load(int64_t column) const {
-        Floats value = load_first<X>(x_ + column, k_ - column);
-        if (weight_ != nullptr) {
-            value = mul(mul(value, inverse_), load_first<Float32>(weight_ + column, k_ - column));
-        }
-        return value;
+        return load_first<X>(x_ + column, k_ - column);
     }
 
   private:
-    float inverse_root_mean_square(float eps) const {
-        Floats squares = zeros();
-        for (int64_t i = 0; i < k_; i += kWidth) {
-            const Floats value = load_first<X>(x_ + i, k_ - i);
-            squares = fma(value, value, squares);
-        }
-        return 1.0f / __builtin_sqrtf(reduce_add(squares) / static_cast<float>(k_) + eps);
-    }
-
     const Storage* x_;
-    const float* weight_;
     int64_t k_;
-    Floats inverse_ = zeros();
 };
 
 template <class Element, class X>
@@ -505,9 +487,6 @@ void store_sums(const LinearCall& call, int64_t row, int64_t rows, int64_t colum
             if (call.bias != nullptr) {
                 value = add(value, load_first<Float32>(call.bias + column + i, columns - i));
             }
-            if (call.epilogue == Epilogue::accumulate) {
-                value = add(load_first<Out>(out + i, columns - i), value);
-            }
             store_first<Out>(out + i, value, columns - i);
         }
     }
@@ -539,9 +518,8 @@ void multiply_tiles(const LinearCall& call, const RowBlocks& blocks, Packed&& pa
                     Worker& worker) {
     const int64_t rows = blocks.rows;
     const Matrix& weight = call.weight;
-    const bool gated = call.epilogue == Epilogue::gate;
     const bool wide = call.out_type == Type::float32;
-    const int64_t tiles = (weight.n + kTileRows - 1) / kTileRows / (gated ? 2 : 1);
+    const int64_t tiles = (weight.n + kTileRows - 1) / kTileRows / (call.gated ? 2 : 1);
     const int64_t chunks = (rows + kChunkRows - 1) / kChunkRows;
     const int64_t size = tile_bytes(weight.format, weight.k);
     // Every block of rows fetches its part of the next tile.
@@ -566,7 +544,7 @@ void multiply_tiles(const LinearCall& call, const RowBlocks& blocks, Packed&& pa
                 const bool fetches = tile + 1 < tiles;
                 const Ahead ahead{data + size + pass * pass_bytes, fetches ? lines : 0};
                 multiply_block(weight, blocks, row, data, x, ahead, sums[0]);
-                if (gated) {
+                if (call.gated) {
                     const uint8_t* up = data + tiles * size;
                     const Ahead up_ahead{up + size + pass * pass_bytes, fetches ? lines : 0};
                     multiply_block(weight, blocks, row, up, x, up_ahead, sums[1]);

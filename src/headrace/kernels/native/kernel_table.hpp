@@ -97,19 +97,13 @@ struct Norm {
     int64_t hidden;
 };
 
-// What becomes of a product: it replaces `out`, is added to `out` (float32), or its first and
-// second half, g and u, give silu(g) * u.
-enum class Epilogue { store, accumulate, gate };
-
 struct LinearCall {
     Rows rows;
     const void* x;
     Type x_type;
-    const float* norm_weight;  // null: x is taken as it is; else x is float32 and RMS-normalised
-    float eps;
     Matrix weight;
     const float* bias;  // null: none
-    Epilogue epilogue;
+    bool gated;  // The first and second half of the product, g and u, give silu(g) * u.
     void* out;
     Type out_type;
     uint8_t* scratch;

@@ -97,11 +97,6 @@ class PyProgram {
         while (program_.use_count() > 1) std::this_thread::yield();
     }
 
-    void append(const PyProgram& other) {
-        program_->append(*other.program_);
-        kept_.insert(kept_.end(), other.kept_.begin(), other.kept_.end());
-    }
-
     void embed(Array token_ids, const PyMatrix& table, Array out) {
         Embed call{};
         call.token_ids = integers("token_ids", token_ids, {kAny});
@@ -140,15 +135,10 @@ class PyProgram {
     }
 
     void linear(Array x, const PyMatrix& weight, OptionalArray bias, Array out, bool sampled,
-                OptionalArray norm_weight, float eps, bool accumulate, bool gated) {
+                bool gated) {
         LinearCall call{};
         call.rows = sampled ? Rows::sampled : Rows::tokens;
         call.x_type = float_type("x", x);
-        if (norm_weight) {
-            call.norm_weight = floats("norm_weight", *norm_weight, {weight.matrix.k});
-            call.eps = eps;
-            keep({*norm_weight});
-        }
         check_shape("x", x, {kAny, weight.matrix.k});
         call.x = x.data();
         call.weight = weight.matrix;
@@ -158,15 +148,12 @@ class PyProgram {
         }
         call.out_type = float_type("out", out);
         int64_t width = weight.matrix.n;
-        if (accumulate) {
-            if (gated) throw std::invalid_argument("a gated product is not accumulated");
-            call.epilogue = Epilogue::accumulate;
-        } else if (gated) {
+        if (gated) {
             if (width % (2 * kTileRows) != 0) {
                 throw std::invalid_argument("a gated product needs a multiple of 64 rows, not " +
                                             std::to_string(width));
             }
-            call.epilogue = Epilogue::gate;
+            call.gated = true;
             width /= 2;
         }
         check_shape("out", out, {kAny, width});
@@ -415,9 +402,7 @@ NB_MODULE(_native, module) {
              "out"_a.noconvert())
         .def("linear", &PyProgram::linear, "x"_a.noconvert(), "weight"_a,
              "bias"_a.noconvert().none(), "out"_a.noconvert(), "sampled"_a,
-             "norm_weight"_a.noconvert().none() = nb::none(), "eps"_a = 0.0f,
-             "accumulate"_a = false, "gated"_a = false)
-        .def("append", &PyProgram::append, "other"_a)
+             "gated"_a = false)
         .def("rotary", &PyProgram::rotary, "qkv"_a.noconvert(), "cos_sin"_a.noconvert(),
              "query_norm"_a.noconvert().none(), "key_norm"_a.noconvert().none(), "eps"_a,
              "num_heads"_a, "cache"_a, "positions"_a.noconvert(), "cache_slots"_a.noconvert())

@@ -75,18 +75,6 @@ int64_t Program::scratch_bytes() const {
     return most;
 }
 
-void Program::append(const Program& other) {
-    limit_tokens(other.capacity_.tokens);
-    limit_sequences(other.capacity_.sequences);
-    limit_sampled(other.capacity_.sampled);
-    checks_.insert(other.checks_.begin(), other.checks_.end());
-    linears_.insert(linears_.end(), other.linears_.begin(), other.linears_.end());
-    most_narrow_rows_ = std::max(most_narrow_rows_, other.most_narrow_rows_);
-    for (const Operation& operation : other.operations_) {
-        add_operation(operation.name, operation.run);
-    }
-}
-
 void Program::add_operation(std::string name, Call run) {
     operations_.push_back({std::move(name), std::move(run)});
     seconds_.push_back(0.0);

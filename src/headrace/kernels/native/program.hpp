@@ -18,7 +18,6 @@ class Program : public std::enable_shared_from_this<Program> {
     explicit Program(const KernelTable& kernels) : kernels_(kernels) {}
 
     // The calls of `other` after one's own, in one run.
-    void append(const Program& other);
 
     // A recorded buffer has this many rows of a kind: no step may bring more.
     void limit_tokens(int64_t rows);
