@@ -44,8 +44,8 @@ def cpu_table() -> str:
     """headrace and its peers on the CPU."""
     ours = load("cpu-zen4-headrace")
     systems = [
-        ("**headrace**, bf16", ours, "bf16"),
-        ("**headrace**, Q4_1 as packed (`--packed-weights`)", ours, "q4_1"),
+        ("**headrace**, Q4_1 as in the file", ours, "q4_1"),
+        ("**headrace**, unpacked to bf16 (`--no-packed-weights`)", ours, "bf16"),
         ("vLLM for CPU 0.32, bf16", load("cpu-zen4-vllm-cpu"), "bf16"),
         ("Transformers 5.23, bf16", load("cpu-zen4-transformers"), "bf16"),
         ("llama.cpp (llama-cpp-python 0.3.36), Q4_1", load("cpu-zen4-llama.cpp"), "q4_1"),
@@ -95,6 +95,33 @@ def h100_table() -> str:
     return "\n".join(lines)
 
 
+def finetune_table() -> str:
+    """LoRA on the 8B shape on one H100, headrace and stock PEFT in one run."""
+    ours, stock = load("h100-finetune"), load("h100-finetune-peft")
+    lines = [
+        "| rows × tokens | stock PEFT: tok/s, peak GiB | headrace: tok/s, peak GiB |",
+        "|---|---|---|",
+    ]
+    for row in ours:
+        if row.metric != "train_tokens_per_s":
+            continue
+        facts = {
+            "batch": row.batch,
+            "context": row.context,
+            "weights": row.weights,
+            "conditions": row.conditions,
+        }
+        cells = []
+        for rows in (stock, ours):
+            speed = shown(value(rows, "train_tokens_per_s", **facts))
+            peak = shown(value(rows, "peak_memory_gib", **facts), 1)
+            cells.append(f"{speed}, {peak}")
+        how = ", checkpointed" if (row.conditions or {}).get("checkpointing") else ""
+        base = ", FP8 base" if row.weights == "fp8" else ""
+        lines.append(f"| {row.batch} × {row.context}{how}{base} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 PICTURE = ROOT / "docs" / "h100-h200.png"
 PICTURED = [RECORDS / "h100-latency.json", RECORDS / "h200-latency.json"]
 PICTURED_METRICS = ("prefill_ms", "decode_step_ms")
@@ -129,6 +156,7 @@ def picture_is_current() -> bool:
 BLOCKS: dict[str, Callable[[], str]] = {
     "table: cpu": cpu_table,
     "table: h100": h100_table,
+    "table: finetune": finetune_table,
     "picture: h100-h200": picture_block,
 }
 

@@ -14,7 +14,6 @@ _OPTIONAL = (
     "accelerate",
     "trl",
     "datasets",
-    "liger-kernel",
     "deepspeed",
     "bitsandbytes",
     "matplotlib",
