@@ -492,6 +492,15 @@ void store_sums(const LinearCall& call, int64_t row, int64_t rows, int64_t colum
     }
 }
 
+// As a product that is stored and read again: a step with adapters, which needs gate and up apart,
+// gives other requests the same bits.
+template <class Out>
+HEADRACE_INLINE Floats rounded(Floats value) {
+    alignas(64) typename Out::Storage stored[kWidth];
+    Out::store_floats(stored, value);
+    return Out::load_floats(stored);
+}
+
 template <class Out>
 void store_gated(const LinearCall& call, int64_t row, int64_t rows, int64_t column,
                  const float* gates, const float* ups) {
@@ -504,7 +513,7 @@ void store_gated(const LinearCall& call, int64_t row, int64_t rows, int64_t colu
                 gate = add(gate, load(call.bias + column + i));
                 up = add(up, load(call.bias + width + column + i));
             }
-            Out::store_floats(out + i, silu_mul(gate, up));
+            Out::store_floats(out + i, silu_mul(rounded<Out>(gate), rounded<Out>(up)));
         }
     }
 }
