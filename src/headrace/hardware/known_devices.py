@@ -3,7 +3,7 @@
 What the driver reports as the device's total, which is what a program can have, not the figure on
 the data sheet: NVIDIA's as ``nvidia-smi`` shows it (MiB), AMD's as ``rocm-smi --showmeminfo vram``
 (bytes). Where no report of a device was at hand, its capacity is the data sheet's, taken as GiB
-(HBM stacks hold powers of two), and said to be.
+(memory chips hold powers of two), and said to be.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ KNOWN_DEVICES: dict[str, KnownDevice] = {
         _reported("l4", "NVIDIA L4 24 GB", 23_034),
         _reported("a10", "NVIDIA A10 24 GB", 23_028),
         _reported("t4", "NVIDIA T4 16 GB", 15_360),
-        _reported("rtx4090", "NVIDIA GeForce RTX 4090 24 GB", 24_564),
-        _reported("rtx3090", "NVIDIA GeForce RTX 3090 24 GB", 24_576),
+        _stated("rtx4090", "NVIDIA GeForce RTX 4090 24 GB", 24),
+        _stated("rtx3090", "NVIDIA GeForce RTX 3090 24 GB", 24),
         _reported("rtx5090", "NVIDIA GeForce RTX 5090 32 GB", 32_607),
     )
 }
