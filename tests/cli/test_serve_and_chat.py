@@ -135,6 +135,12 @@ def test_what_the_engine_refuses_is_one_line_and_status_2(command, flags, part):
     assert part in last
 
 
+def _own_the_terminal() -> None:
+    os.close(os.open(os.ttyname(0), os.O_RDWR))
+    # A shell's background job, such as a test run may be, hands SIGINT on as ignored.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A program on a pseudo-terminal."""
 
@@ -150,7 +156,7 @@ class Terminal:
             stderr=child,
             env=environment(TERM="xterm"),
             start_new_session=True,
-            preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),
+            preexec_fn=_own_the_terminal,
         )
         os.close(child)
 
@@ -192,14 +198,8 @@ def test_chat_on_a_terminal_streams_and_ctrl_c_stops_the_answer_only(terminal):
     chat.wait_for(r"/help shows the commands\)\r\n> ")
     chat.type("Write a very long story about the sea.\n")
     chat.wait_for(r"the sea\.\s+\S")
-    for attempt in range(5):
-        # On a loaded machine one press may be lost; a person presses again.
-        chat.type("\x03")
-        try:
-            chat.wait_for(r"\(stopped\)\r\n> ", 4)
-            break
-        except AssertionError:
-            assert attempt < 4
+    chat.type("\x03")
+    chat.wait_for(r"\(stopped\)\r\n> ", 20)
     chat.type("/system You are brief.\n")
     chat.wait_for("starts afresh", 20)
     chat.type("/exit\n")
