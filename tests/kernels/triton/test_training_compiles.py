@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -17,18 +14,10 @@ WITH_DOT = {"down_project_kernel", "down_gradient_kernel", "add_input_gradient_k
 
 
 @pytest.mark.parametrize("target", SHARED_MEMORY)
-def test_training_kernels_compile_for(target: str) -> None:
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(Path(__file__).parents[3] / "src")
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("compile_training_ahead.py")), target],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+def test_training_kernels_compile_for(
+    target: str, run_reports: Callable[..., list[dict[str, Any]]]
+) -> None:
+    reports = run_reports("compile_training_ahead.py", target, interpret=False)
     assert len(reports) == 11
     for report in reports:
         assert report["shared"] <= SHARED_MEMORY[target], report

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -20,23 +17,9 @@ BOUNDS = {"float16": 1.5e-3, "float32": 3e-6}
 
 
 @pytest.fixture(scope="module")
-def errors() -> dict[str, float]:
-    """Case to relative error; a process of its own, since the interpreter is chosen at import."""
-    environment = {
-        **os.environ,
-        "TRITON_INTERPRET": "1",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(Path(__file__).parents[3] / "src"),
-    }
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("training_comparisons.py"))],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+def errors(run_reports: Callable[..., list[dict[str, Any]]]) -> dict[str, float]:
+    """Case to relative error."""
+    reports = run_reports("training_comparisons.py", interpret=True)
     return {report["case"]: report["error"] for report in reports}
 
 
