@@ -11,7 +11,7 @@ import msgspec
 
 from headrace.cli.finetuning.declared import SECTIONS
 from headrace.cli.settings.assemble import read_value
-from headrace.cli.settings.options import help_row, option_of
+from headrace.cli.settings.options import config_option, option_of, write_sections
 from headrace.cli.settings.sources import CONFIG_VARIABLE, Sources, read_file
 from headrace.finetuning.settings import FinetuneSettings
 from headrace.link.errors import ConfigurationError
@@ -28,12 +28,7 @@ class FinetuneCommand(click.Command):
         self.params = [
             click.Argument(["model_and_data"], nargs=-1, metavar="[MODEL] DATA"),
             *(option_of(setting) for setting in SETTINGS),
-            click.Option(
-                ["--config"],
-                type=click.Path(path_type=Path),
-                metavar="FILE",
-                help=f"Settings in TOML, under the names of the flags. [env: {CONFIG_VARIABLE}]",
-            ),
+            config_option(),
         ]
         self.context_settings.setdefault("max_content_width", _WIDTH)
 
@@ -53,19 +48,7 @@ class FinetuneCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the settings in their sections."""
-        keys = {setting.key for setting in SETTINGS}
-        own = [
-            record
-            for parameter in self.get_params(ctx)
-            if isinstance(parameter, click.Option)
-            and parameter.name not in keys
-            and (record := parameter.get_help_record(ctx))
-        ]
-        with formatter.section("Options"):
-            formatter.write_dl(own)
-        for section in SECTIONS:
-            with formatter.section(section.title):
-                formatter.write_dl([help_row(setting) for setting in section.settings])
+        write_sections(self, ctx, formatter, SECTIONS)
 
 
 def _model_and_data(arguments: tuple[str, ...]) -> tuple[str | None, str]:

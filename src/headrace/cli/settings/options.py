@@ -34,12 +34,7 @@ class SettingsCommand(click.Command):
             click.Argument(["model"], required=False),
             *(option_of(setting) for setting in self._settings),
             *self.params,
-            click.Option(
-                ["--config"],
-                type=click.Path(path_type=Path),
-                metavar="FILE",
-                help=f"Settings in TOML, under the names of the flags. [env: {CONFIG_VARIABLE}]",
-            ),
+            config_option(),
             *(
                 click.Option([s.flag, s.key], is_flag=s.switch, default=None, hidden=True)
                 for s in FOREIGN
@@ -64,19 +59,7 @@ class SettingsCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the settings in their sections, the command's own options, and TGI's others."""
-        keys = {setting.key for setting in self._settings}
-        own = [
-            record
-            for parameter in self.get_params(ctx)
-            if isinstance(parameter, click.Option)
-            and parameter.name not in keys
-            and (record := parameter.get_help_record(ctx))
-        ]
-        with formatter.section("Options"):
-            formatter.write_dl(own)
-        for section in self._sections:
-            with formatter.section(section.title):
-                formatter.write_dl([help_row(setting) for setting in section.settings])
+        write_sections(self, ctx, formatter, self._sections)
         with formatter.section("TGI's other flags"):
             for title, foreign in (
                 ("Accepted with a warning", WITHOUT_MEANING),
@@ -93,6 +76,38 @@ class SettingsCommand(click.Command):
                     break_on_hyphens=False,
                 )
                 formatter.write(f"{text}\n")
+
+
+def write_sections(
+    command: click.Command,
+    ctx: click.Context,
+    formatter: click.HelpFormatter,
+    sections: tuple[Section, ...],
+) -> None:
+    """Write the options of ``command`` that are no settings, then the settings by section."""
+    keys = {setting.key for section in sections for setting in section.settings}
+    own = [
+        record
+        for parameter in command.get_params(ctx)
+        if isinstance(parameter, click.Option)
+        and parameter.name not in keys
+        and (record := parameter.get_help_record(ctx))
+    ]
+    with formatter.section("Options"):
+        formatter.write_dl(own)
+    for section in sections:
+        with formatter.section(section.title):
+            formatter.write_dl([help_row(setting) for setting in section.settings])
+
+
+def config_option() -> click.Option:
+    """``--config FILE``."""
+    return click.Option(
+        ["--config"],
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help=f"Settings in TOML, under the names of the flags. [env: {CONFIG_VARIABLE}]",
+    )
 
 
 def _join_model(flags: dict[str, object], model: str | None) -> None:
