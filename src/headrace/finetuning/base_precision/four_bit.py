@@ -7,6 +7,7 @@ costs a few percent of the product.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ Tensor = torch.Tensor
 class Nf4Linear(nn.Linear):
     """A frozen linear in 4 bits: ``weight`` [N * K / 2] packed bytes, ``peaks`` one per 64 weights.
 
-    The packing is bitsandbytes' (NF4, blocks of 64, no nested quantization).
+    The packing follows bitsandbytes' (NF4, blocks of 64, no nested quantization); it has not been
+    compared with that library's own bytes.
     """
 
     peaks: Tensor
@@ -74,7 +76,7 @@ class _DequantizedProduct(torch.autograd.Function):
         return ctx.matrix.backward(grad.flatten(0, -2)).view(ctx.shape), None
 
 
-class _DequantizedMatrix:
+class _DequantizedMatrix(ABC):
     """A ``FrozenMatrix`` whose weight exists in the compute dtype during a product only."""
 
     def __init__(self, sizes: tuple[int, ...], biases: list[Tensor | None]) -> None:
@@ -86,8 +88,9 @@ class _DequantizedMatrix:
         """See ``FrozenMatrix``."""
         return self._sizes
 
+    @abstractmethod
     def _weight(self, dtype: torch.dtype) -> Tensor:
-        raise NotImplementedError
+        """[N, K] in ``dtype``."""
 
     def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """See ``FrozenMatrix``."""
