@@ -14,11 +14,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from headrace.benchmark.finetuning.workloads import Workload
 from headrace.checkpoint.hf_config import hf_config
+from headrace.checkpoint.resolve import resolve
 from headrace.cli.main import main
 from headrace.finetuning.base_precision.convert import convert_base
 from headrace.finetuning.base_precision.four_bit import Nf4Linear
 from headrace.finetuning.base_precision.fp8 import Fp8Linear
-from headrace.finetuning.base_precision.load import load_converted_base
+from headrace.finetuning.base_precision.load import load_base
 from headrace.finetuning.base_precision.precision import BasePrecision
 from headrace.finetuning.fused.apply import fuse
 from headrace.link.errors import ConfigurationError
@@ -84,7 +85,7 @@ def test_loading_converts_what_conversion_converts(
 ) -> None:
     model = base()
     model.save_pretrained(tmp_path)
-    loaded = load_converted_base(tmp_path, precision, CPU, torch.float32)
+    loaded = load_base(resolve(str(tmp_path)), precision, CPU, torch.float32)
     convert_base(model, precision)
     with torch.no_grad():
         difference = loaded(rows()).logits - model(rows()).logits
@@ -92,17 +93,16 @@ def test_loading_converts_what_conversion_converts(
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
 
 
-def test_what_cannot_be_converted_is_refused(tmp_path: Path) -> None:
+def test_what_cannot_be_converted_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="divisible by 64"):
         convert_base(base(width=32), BasePrecision.NF4)
-    with pytest.raises(ConfigurationError, match="no safetensors"):
-        load_converted_base(tmp_path, BasePrecision.FP8, CPU)
 
 
 def test_bench_writes_a_record_for_each_system(tmp_path: Path) -> None:
     model, out = tmp_path / "tiny", tmp_path / "records"
     base().save_pretrained(model)
     arguments = ["--row-tokens", "16", "--steps", "2", "--warmups", "1", "--device", "cpu"]
+    arguments += ["--trainer"]
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "finetune", str(model), *arguments, "--out", str(out)])
     assert stopped.value.code == 0
@@ -112,6 +112,7 @@ def test_bench_writes_a_record_for_each_system(tmp_path: Path) -> None:
         metrics = {row["metric"]: row for row in record["rows"]}
         assert len(metrics["train_step_ms"]["samples"]) == 2
         step = metrics["train_step_ms"]["samples"][0]
+        assert ("trainer_step_ms" in metrics) == (record["system"] == "headrace")
         assert metrics["train_tokens_per_s"]["samples"][0] == pytest.approx(32 / step * 1e3)
 
 

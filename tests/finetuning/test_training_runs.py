@@ -268,3 +268,38 @@ def test_the_trainer_reads_nothing_from_the_device_between_two_logs(train, tmp_p
     monkeypatch.setattr(training_run.AdapterTrainer, "__init__", initialise)
     train(tmp_path / "out", max_steps=9, log_every=9)
     assert not calls
+
+
+def test_before_it_is_sharded_a_base_takes_no_memory_and_its_adapters_are_drawn(tiny_model):
+    from headrace.finetuning.training.model import build_model
+
+    def build(placement: str):
+        settings = FinetuneSettings(data="", base_precision="fp32", placement=placement)
+        torch.manual_seed(0)
+        return build_model(settings, resolve(str(tiny_model)), "tiny", torch.device("cpu"))[0]
+
+    whole, empty = build("single"), build("fsdp2")
+    drawn = {name: p for name, p in whole.named_parameters() if p.requires_grad}
+    for name, parameter in empty.named_parameters():
+        assert parameter.is_meta != (name in drawn)
+        if name in drawn:
+            assert torch.equal(parameter, drawn[name])
+    assert all(not buffer.is_meta for buffer in empty.buffers())
+
+
+def test_a_merged_checkpoint_is_written_in_shards(train, tiny_model, tmp_path, monkeypatch):
+    from headrace.finetuning.training import merge
+
+    monkeypatch.setattr(merge, "_SHARD", 40_000)
+    out = tmp_path / "out"
+    train(out, max_steps=2, merge=True, target_modules=("all-linear",))
+    files = list((out / "merged").glob("*.safetensors"))
+    assert len(files) > 1
+    assert all(file.stat().st_size < 45_000 for file in files)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    expected = PeftModel.from_pretrained(base, out).merge_and_unload().state_dict()
+    found = AutoModelForCausalLM.from_pretrained(out / "merged").state_dict()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.allclose(found[name], tensor, atol=1e-6), name
+    assert len(resolve(str(out / "merged")).tensors) == len(expected)

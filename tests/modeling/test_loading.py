@@ -57,6 +57,19 @@ def test_safetensors_of_every_float_type(tmp_path: Path, stored: torch.dtype) ->
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("rows", "heads"), [(slice(8, 24), None), (slice(5, 11), 2)])
+def test_rows_of_a_tensor_are_those_of_the_whole(
+    tmp_path: Path, rows: slice, heads: int | None
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.randn(24, 8)}, path)
+    length = 24 * 8 * 4
+    offset = path.stat().st_size - length
+    entry = TensorEntry("weight", path, offset, length, "F32", (24, 8), permuted_heads=heads)
+    reader = TensorReader({"weight": entry}, CPU)
+    assert torch.equal(reader.read("weight", rows), reader.read("weight")[rows])
+
+
 def test_shards_are_read_from_their_own_files(tmp_path: Path) -> None:
     model = small_model()
     model.save_pretrained(tmp_path, max_shard_size="50KB")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from headrace.benchmark.finetuning.loop import StepTimes, TrainingLoop
+from headrace.benchmark.finetuning.trainer_loop import trainer_step_ms
 from headrace.benchmark.finetuning.workloads import Workload
 from headrace.finetuning.base_precision.precision import BasePrecision
 from headrace.finetuning.fused.apply import fuse
@@ -51,12 +52,14 @@ class Measurement:
         workload: What was computed.
         times: ``None`` where memory did not suffice.
         losses: Of the first steps without dropout.
+        trainer_ms: Steps in the trainer of ``headrace finetune``, see ``trainer_step_ms``.
     """
 
     system: str
     workload: Workload
     times: StepTimes | None
     losses: list[float]
+    trainer_ms: list[float] = field(default_factory=list)
 
 
 class Bench:
@@ -70,6 +73,7 @@ class Bench:
         warmups: Steps before those that count.
         steps: That count.
         loss_steps: Steps without dropout whose losses are compared; 0: none.
+        trainer: Measure ours in the trainer too.
         seed: Of adapters, rows and dropout.
     """
 
@@ -82,6 +86,7 @@ class Bench:
         warmups: int,
         steps: int,
         loss_steps: int,
+        trainer: bool,
         seed: int,
     ) -> None:
         self._make_base = make_base
@@ -91,6 +96,7 @@ class Bench:
         self._warmups = warmups
         self._steps = steps
         self._loss_steps = loss_steps
+        self._trainer = trainer
         self._seed = seed
 
     def measure(self, workloads: Iterable[Workload]) -> Iterator[Measurement]:
@@ -145,16 +151,21 @@ class Bench:
         self, system: str, model: Any, start: dict[str, torch.Tensor], workload: Workload
     ) -> Measurement:
         losses: list[float] = []
+        trainer_ms: list[float] = []
         times = None
         try:
             if self._loss_steps:
                 with _without_dropout(model):
                     losses = self._loop(model, start, workload).losses(self._loss_steps)
             times = self._loop(model, start, workload).time(self._warmups, self._steps)
+            if self._trainer and system == OURS:
+                trainer_ms = trainer_step_ms(
+                    model, workload, self._vocab_size, self._adapters.learning_rate, self._seed
+                )
         except torch.OutOfMemoryError:
             model.zero_grad(set_to_none=True)
         _release()
-        return Measurement(system, workload, times, losses)
+        return Measurement(system, workload, times, losses, trainer_ms)
 
 
 class _without_dropout:  # noqa: N801

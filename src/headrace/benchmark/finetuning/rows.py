@@ -52,6 +52,8 @@ def rows_of(
         found.append(row("model_flop_utilisation", rates, "ratio"))
     if times.peak_gib:
         found.append(row("peak_memory_gib", [times.peak_gib], "GiB"))
+    if measurement.trainer_ms:
+        found.append(row("trainer_step_ms", measurement.trainer_ms, "ms"))
     if measurement.losses:
         found.append(row("last_loss_without_dropout", measurement.losses[-1:], "nats"))
     return found
@@ -64,7 +66,16 @@ def comparison_table(
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for name in ("system", "rows x tokens"):
         table.add_column(name, no_wrap=True)
-    heads = ("step ms", "forward+backward ms", "tokens/s", "MFU", "peak GiB", "loss", "speed-up")
+    heads = (
+        "step ms",
+        "in the trainer",
+        "forward+backward ms",
+        "tokens/s",
+        "MFU",
+        "peak GiB",
+        "loss",
+        "speed-up",
+    )
     for name in heads:
         table.add_column(name, justify="right")
     stock: dict[object, float] = {}
@@ -88,6 +99,7 @@ def comparison_table(
         table.add_row(
             *label,
             number(step),
+            _against(step, measurement.trainer_ms),
             number(statistics.median(times.forward_backward_ms)),
             number(workload.tokens / step * 1e3),
             utilisation,
@@ -96,3 +108,11 @@ def comparison_table(
             ratio,
         )
     return table
+
+
+def _against(step: float, trainer_ms: list[float]) -> str:
+    """The trainer's step, and what it adds to that of the bare loop."""
+    if not trainer_ms:
+        return "-"
+    found = statistics.median(trainer_ms)
+    return f"{number(found)} ({found / step - 1:+.1%})"

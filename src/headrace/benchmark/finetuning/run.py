@@ -24,8 +24,9 @@ from headrace.benchmark.provenance import gpu_driver, processor, versions_of
 from headrace.benchmark.record import own_record, record_path
 from headrace.checkpoint.config import ModelConfig
 from headrace.checkpoint.hf_config import hf_config
+from headrace.checkpoint.resolve import resolve
 from headrace.checkpoint.shapes import find_shape
-from headrace.finetuning.base_precision.load import load_converted_base
+from headrace.finetuning.base_precision.load import load_base
 from headrace.finetuning.base_precision.precision import BasePrecision
 from headrace.finetuning.base_precision.random_weights import random_base
 from headrace.link.errors import ConfigurationError
@@ -47,6 +48,7 @@ class BenchOptions:
         warmups: Steps before those that count.
         steps: That count.
         loss_steps: Steps whose losses are compared.
+        trainer: Measure the trainer's loop too.
         device: ``auto``, ``cpu`` or ``cuda``.
         seed: Of everything that is random.
     """
@@ -60,6 +62,7 @@ class BenchOptions:
     warmups: int
     steps: int
     loss_steps: int
+    trainer: bool
     device: str
     seed: int
 
@@ -110,8 +113,8 @@ def run_bench(options: BenchOptions, out: Path | None, console: Console) -> None
                 shape, precision, device, options.seed, keep_transposed=options.keep_transposed
             )
         else:
-            base = load_converted_base(
-                Path(options.model), precision, device, keep_transposed=options.keep_transposed
+            base = load_base(
+                resolve(options.model), precision, device, keep_transposed=options.keep_transposed
             )
         if on_gpu:
             torch.cuda.synchronize(device)
@@ -127,6 +130,7 @@ def run_bench(options: BenchOptions, out: Path | None, console: Console) -> None
         options.warmups,
         options.steps,
         options.loss_steps,
+        options.trainer,
         options.seed,
     )
     measurements = []

@@ -26,6 +26,7 @@ from headrace.cli.benchmarks.options import out_option, seed_option
     "--small-memory", is_flag=True, help="FP8: no transposed copy of the weights is kept."
 )
 @click.option("--stock/--no-stock", default=True, help="Also stock PEFT (bf16 only). [stock]")
+@click.option("--trainer", is_flag=True, help="Also ours in the trainer of headrace finetune.")
 @click.option("--rank", type=click.IntRange(min=1), default=8, help="[8]")
 @click.option("--alpha", type=click.IntRange(min=1), default=32, help="[32]")
 @click.option("--dropout", type=click.FloatRange(0, 1, max_open=True), default=0.1, help="[0.1]")
@@ -48,6 +49,7 @@ def command(
     base_precision: str,
     small_memory: bool,
     stock: bool,
+    trainer: bool,
     rank: int,
     alpha: int,
     dropout: float,
@@ -84,6 +86,7 @@ def command(
         warmups=warmups,
         steps=steps,
         loss_steps=loss_steps,
+        trainer=trainer,
         device=device,
         seed=seed,
     )

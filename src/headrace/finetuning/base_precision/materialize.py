@@ -44,24 +44,34 @@ def materialize(
     Raises:
         ConfigurationError: A linear's shape does not suit the format.
     """
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation="sdpa"
-        )
+    model = empty_model(config, device, dtype)
     with torch.no_grad():
         for name, module in list(model.named_modules()):
-            if type(module).__name__.endswith("RotaryEmbedding"):
-                # Its frequencies are computed, not stored: they need a device that computes.
-                rotary: Any = module
-                rotary.__init__(config=config)
-                module.to(device)
-                continue
             tied = config.tie_word_embeddings and name == "lm_head"
             if not tied:
                 _fill(model, name, module, source, precision, device, dtype, keep_transposed)
     model.tie_weights()
     model.requires_grad_(False)
     model.eval()
+    return model
+
+
+def empty_model(
+    config: PretrainedConfig, device: torch.device, dtype: torch.dtype
+) -> PreTrainedModel:
+    """A causal model without weights: parameters on the meta device, rotary frequencies on
+    ``device``, attention through torch's SDPA.
+    """
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation="sdpa"
+        )
+    for module in model.modules():
+        if type(module).__name__.endswith("RotaryEmbedding"):
+            # Its frequencies are computed, not stored: they need a device that computes.
+            rotary: Any = module
+            rotary.__init__(config=config)
+            module.to(device)
     return model
 
 

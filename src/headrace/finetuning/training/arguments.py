@@ -41,6 +41,8 @@ def trainer_arguments(
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "use_cpu": on_cpu,
         "dataloader_pin_memory": not on_cpu,
+        # A copy that the host waits for would also wait for the step before it.
+        "accelerator_config": {"non_blocking": not on_cpu},
         "seed": settings.seed,
         "data_seed": settings.seed,
         "full_determinism": settings.deterministic,

@@ -1,76 +1,51 @@
-"""The frozen base as a Transformers model, from safetensors or from GGUF through our own reader."""
+"""The frozen base of one training process, as its placement wants it."""
 
 from __future__ import annotations
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from headrace.checkpoint.checkpoint import Checkpoint
-from headrace.checkpoint.config_json import config_json
-from headrace.checkpoint.expected_tensors import EMBEDDING, HEAD
 from headrace.checkpoint.gguf_checkpoint import GGUFCheckpoint
-from headrace.link.errors import ConfigurationError
-from headrace.modeling.loading.gguf_dequantize import dequantize
-from headrace.modeling.loading.tensor_reader import TensorReader
-from headrace.modeling.operations import GGUFBlocks
+from headrace.finetuning.base_precision.load import load_base
+from headrace.finetuning.base_precision.materialize import empty_model
+from headrace.finetuning.base_precision.precision import BasePrecision
+from headrace.finetuning.base_precision.transformers_config import transformers_config
+from headrace.finetuning.placement.placements import Placement
+from headrace.finetuning.training.shard_loading import stand_in
 
 
-def load_base(checkpoint: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with its weights in ``dtype``, attention through torch's SDPA.
+def place_base(
+    checkpoint: Checkpoint,
+    placement: Placement,
+    precision: BasePrecision,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> PreTrainedModel:
+    """The base with its weights, or ready to take them.
+
+    Args:
+        checkpoint: The base.
+        placement: ``single`` and ``ddp``: all weights on ``device``. ``fsdp2``: none,
+            but zeros that stand for them until ``ShardLoading`` reads the shards. ``zero3``: this
+            process's shards (of a GGUF file all weights, on the host, until DeepSpeed shards them).
+        precision: Of the linears; whole models only.
+        dtype: Of everything that is not converted.
+        device: Of this process.
 
     Raises:
-        ConfigurationError: a GGUF file whose rotary scaling Transformers has no name for.
+        ConfigurationError: weights that cannot be read.
     """
+    if placement is Placement.FSDP2:
+        empty = empty_model(transformers_config(checkpoint), device, dtype)
+        empty.requires_grad_(False)
+        stand_in(empty)
+        return empty
+    if placement is not Placement.ZERO3:
+        return load_base(checkpoint, precision, device, dtype, keep_transposed=False)
     if isinstance(checkpoint, GGUFCheckpoint):
-        model = _empty(checkpoint, dtype)
-        weights = _read_all(checkpoint, dtype)
-        if checkpoint.config.tie_word_embeddings:
-            weights[HEAD] = weights[EMBEDDING]
-        model.load_state_dict(weights, assign=True)
-        model.tie_weights()
-        return model
+        return load_base(checkpoint, precision, torch.device("cpu"), dtype)
     loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         checkpoint.path, dtype=dtype, attn_implementation="sdpa", local_files_only=True
     )
     return loaded
-
-
-def _empty(checkpoint: GGUFCheckpoint, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with its weights on the meta device, and all that is computed at its making."""
-    config = _transformers_config(checkpoint)
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            config, dtype=dtype, attn_implementation="sdpa"
-        )
-    # Rotary frequencies are computed, not stored: they need a device that computes.
-    for module in model.modules():
-        if type(module).__name__.endswith("RotaryEmbedding"):
-            module.__init__(config=config)  # type: ignore[misc]
-    return model
-
-
-def _transformers_config(checkpoint: GGUFCheckpoint) -> PreTrainedConfig:
-    try:
-        described = config_json(checkpoint.config)
-    except ValueError as error:
-        raise ConfigurationError(
-            f"{checkpoint.path}: cannot be fine-tuned from GGUF ({error}); use its safetensors"
-        ) from None
-    described.pop("architectures")
-    config: PreTrainedConfig = AutoConfig.for_model(described.pop("model_type"), **described)
-    ends = list(checkpoint.eos_token_ids)
-    config.eos_token_id = ends if len(ends) > 1 else next(iter(ends), None)
-    return config
-
-
-def _read_all(checkpoint: GGUFCheckpoint, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    reader = TensorReader(checkpoint.tensors, torch.device("cpu"))
-    weights = {}
-    for name in checkpoint.tensors:
-        tensor = reader.read(name)
-        weights[name] = (
-            dequantize(tensor, dtype)
-            if isinstance(tensor, GGUFBlocks)
-            else tensor.to(dtype, copy=True)
-        )
-    return weights

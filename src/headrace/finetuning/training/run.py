@@ -5,26 +5,26 @@ from __future__ import annotations
 import json
 
 import torch.distributed as dist
-from transformers import PrinterCallback, set_seed
+from accelerate import PartialState
+from transformers import set_seed
 
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.checkpoint.resolve import resolve
 from headrace.finetuning.data.store import load_rows
 from headrace.finetuning.exit_status import ExitStatus
-from headrace.finetuning.placement.placements import Placement
 from headrace.finetuning.run_directory import Job, RunDirectory
 from headrace.finetuning.training.arguments import trainer_arguments
+from headrace.finetuning.training.assemble import assemble_trainer
 from headrace.finetuning.training.checkpoint_store import CheckpointStore
-from headrace.finetuning.training.collate import Collator
 from headrace.finetuning.training.curve import draw_loss_curve
 from headrace.finetuning.training.distribution import join_deepspeed
-from headrace.finetuning.training.divergence import DivergenceWatch
-from headrace.finetuning.training.evaluations import EarlyStop, History, best_step
-from headrace.finetuning.training.export import copy_adapter, write_merged
+from headrace.finetuning.training.evaluations import History, best_step
+from headrace.finetuning.training.export import copy_adapter
 from headrace.finetuning.training.failures import not_written
 from headrace.finetuning.training.interruption import Interruption
+from headrace.finetuning.training.merge import write_merged
 from headrace.finetuning.training.model import base_dtype, build_model
-from headrace.finetuning.training.progress import ProgressDisplay
+from headrace.finetuning.training.shard_loading import ShardLoading
 from headrace.finetuning.training.tokenizer_files import load_transformers_tokenizer
 from headrace.finetuning.training.trainer import AdapterTrainer
 
@@ -77,32 +77,19 @@ def _make_trainer(
     # PEFT draws the initial adapter from the global generator.
     set_seed(settings.seed)
     model, unfused = build_model(settings, checkpoint, job.model_id, arguments.device)
-    tokenizer = load_transformers_tokenizer(checkpoint)
-    pad_id = tokenizer.pad_token_id
-    if pad_id is None:
-        pad_id = tokenizer.eos_token_id or 0
-    trainer = AdapterTrainer(
-        store=store,
-        keep=settings.keep_checkpoints,
-        chunked_head=settings.fused and Placement(settings.placement).shards,
-        model=model,
-        args=arguments,
-        data_collator=Collator(pad_id, packed=settings.layout == "packed"),
-        train_dataset=load_rows(directory.data / "train.arrow"),
-        eval_dataset=load_rows(held_out) if held_out.is_file() else None,
-        processing_class=tokenizer,
-        callbacks=[DivergenceWatch(store), interruption],
+    if unfused and PartialState().is_main_process:
+        _say(f"not fused: {unfused}")
+    return assemble_trainer(
+        settings,
+        arguments,
+        model,
+        load_transformers_tokenizer(checkpoint),
+        store,
+        interruption,
+        load_rows(directory.data / "train.arrow"),
+        load_rows(held_out) if held_out.is_file() else None,
+        [ShardLoading(checkpoint)] if settings.placement == "fsdp2" else [],
     )
-    trainer.remove_callback(PrinterCallback)
-    if settings.early_stop is not None:
-        trainer.add_callback(EarlyStop(settings.early_stop))
-    if trainer.is_world_process_zero():
-        if unfused:
-            _say(f"not fused: {unfused}")
-        trainer.add_callback(
-            ProgressDisplay(lambda: trainer.tokens_seen, trainer.accelerator.num_processes)
-        )
-    return trainer
 
 
 def _train(trainer: AdapterTrainer, job: Job, store: CheckpointStore) -> None:

@@ -28,24 +28,28 @@ class TensorReader:
         self._device = device
         self._files: dict[Path, torch.Tensor] = {}
 
-    def read(self, name: str) -> WeightPart:
+    def read(self, name: str, rows: slice | None = None) -> WeightPart:
         """The tensor in its stored type, rows in Hugging Face's order.
 
         On a CPU it may share memory with the file: treat it as read-only.
+
+        Args:
+            name: Hugging Face's.
+            rows: Consecutive ones of a tensor, the only ones to be read; ``None``: all.
 
         Raises:
             ConfigurationError: Unsupported dtype, or a NaN or infinity among its numbers.
         """
         entry = self._tensors[name]
         if entry.dtype in BLOCK_BYTES:
-            return self._blocks(entry)
+            return self._blocks(entry, rows)
         if entry.dtype not in _DTYPES:
             raise ConfigurationError(
                 f"tensor `{name}`: dtype {entry.dtype} is not supported; supported are "
                 f"{', '.join((*_DTYPES, *BLOCK_BYTES))}"
             )
         tensor = self._bytes(entry).view(_DTYPES[entry.dtype]).view(entry.shape)
-        tensor = _reordered(tensor, entry).to(self._device)
+        tensor = _chosen(tensor, entry, rows).to(self._device)
         _check_finite(name, tensor)
         return tensor
 
@@ -56,15 +60,15 @@ class TensorReader:
             raise ConfigurationError(f"tensor `{name}`: a vector cannot be of type {tensor.kind}")
         return tensor.to(dtype, copy=True)
 
-    def _blocks(self, entry: TensorEntry) -> GGUFBlocks:
-        rows, columns = entry.shape
+    def _blocks(self, entry: TensorEntry, rows: slice | None) -> GGUFBlocks:
+        height, columns = entry.shape
         if columns % BLOCK_SIZE[entry.dtype]:
             raise ConfigurationError(
                 f"tensor `{entry.name}`: {columns} columns are no multiple of the "
                 f"{BLOCK_SIZE[entry.dtype]} of a {entry.dtype} block"
             )
-        data = _reordered(self._bytes(entry).view(rows, -1), entry).to(self._device)
-        blocks = GGUFBlocks(data, entry.dtype, (rows, columns))
+        data = _chosen(self._bytes(entry).view(height, -1), entry, rows).to(self._device)
+        blocks = GGUFBlocks(data, entry.dtype, (data.shape[0], columns))
         _check_finite(entry.name, scales(blocks))
         return blocks
 
@@ -81,9 +85,11 @@ class TensorReader:
         return data if entry.offset % 16 == 0 else data.clone()
 
 
-def _reordered(tensor: torch.Tensor, entry: TensorEntry) -> torch.Tensor:
+def _chosen(tensor: torch.Tensor, entry: TensorEntry, rows: slice | None) -> torch.Tensor:
     order = entry.row_order()
-    return tensor if order is None else tensor[torch.tensor(order)]
+    if order is None:
+        return tensor if rows is None else tensor[rows]
+    return tensor[torch.tensor(order if rows is None else order[rows])]
 
 
 def _check_finite(name: str, tensor: torch.Tensor) -> None:
