@@ -12,11 +12,12 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from headrace.benchmark.finetuning.stock_four_bit import as_loaded_in_4_bits, bitsandbytes_linear
 from headrace.benchmark.finetuning.workloads import Workload
 from headrace.checkpoint.hf_config import hf_config
 from headrace.checkpoint.resolve import resolve
 from headrace.cli.main import main
-from headrace.finetuning.base_precision.convert import convert_base
+from headrace.finetuning.base_precision.convert import convert_base, converter
 from headrace.finetuning.base_precision.four_bit import Nf4Linear
 from headrace.finetuning.base_precision.fp8 import Fp8Linear
 from headrace.finetuning.base_precision.load import load_base
@@ -58,7 +59,7 @@ def test_gradients_stay_near_the_full_precision_ones(
     precision: BasePrecision, keep_transposed: bool
 ) -> None:
     model = base()
-    convert_base(model, precision, keep_transposed)
+    convert_base(model, converter(precision, keep_transposed))
     expected, found = gradients(base()), gradients(model)
     for name, grad in expected.items():
         assert float((found[name] - grad).norm() / grad.norm()) < 3 * WORST[precision], name
@@ -79,14 +80,38 @@ def test_unfused_linear_computes_with_its_own_weight(precision: BasePrecision, k
     assert float((x.grad - expected).norm() / expected.norm()) < 0.04
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_our_4_bits_are_those_of_bitsandbytes(dtype: torch.dtype) -> None:
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    weight = (0.02 * torch.randn(256, 320)).to(dtype)
+    weight[3, 64:128] = 0
+    weight[7] *= 100
+    theirs, state = quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=False)
+    ours = Nf4Linear.quantize(weight)
+    assert torch.equal(ours.weight, theirs.flatten())
+    assert torch.equal(ours.peaks, state.absmax)
+    assert torch.equal(ours.dequantized(dtype), dequantize_4bit(theirs, state))
+
+
+def test_fused_layers_compute_over_bitsandbytes_linears_as_over_ours() -> None:
+    ours, theirs = base(), base()
+    convert_base(ours, converter(BasePrecision.NF4))
+    convert_base(theirs, bitsandbytes_linear)
+    expected, found = gradients(ours), gradients(as_loaded_in_4_bits(theirs))
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
+        assert torch.equal(found[name], grad), name
+
+
 @pytest.mark.parametrize("precision", list(BasePrecision))
 def test_loading_converts_what_conversion_converts(
     precision: BasePrecision, tmp_path: Path
 ) -> None:
     model = base()
     model.save_pretrained(tmp_path)
-    loaded = load_base(resolve(str(tmp_path)), precision, CPU, torch.float32)
-    convert_base(model, precision)
+    loaded = load_base(resolve(str(tmp_path)), converter(precision), CPU, torch.float32)
+    convert_base(model, converter(precision))
     with torch.no_grad():
         difference = loaded(rows()).logits - model(rows()).logits
     assert float(difference.abs().max()) < 1e-5
@@ -95,14 +120,15 @@ def test_loading_converts_what_conversion_converts(
 
 def test_what_cannot_be_converted_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="divisible by 64"):
-        convert_base(base(width=32), BasePrecision.NF4)
+        convert_base(base(width=32), converter(BasePrecision.NF4))
 
 
-def test_bench_writes_a_record_for_each_system(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["bf16", "4bit"])
+def test_bench_writes_a_record_for_each_system(tmp_path: Path, precision: str) -> None:
     model, out = tmp_path / "tiny", tmp_path / "records"
     base().save_pretrained(model)
     arguments = ["--row-tokens", "16", "--steps", "2", "--warmups", "1", "--device", "cpu"]
-    arguments += ["--trainer"]
+    arguments += ["--trainer", "--base-precision", precision]
     with pytest.raises(SystemExit) as stopped:
         main(["bench", "finetune", str(model), *arguments, "--out", str(out)])
     assert stopped.value.code == 0

@@ -13,8 +13,14 @@ from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 
 from headrace.benchmark.finetuning.loop import StepTimes, TrainingLoop
+from headrace.benchmark.finetuning.stock_four_bit import (
+    as_loaded_in_4_bits,
+    bitsandbytes_is_there,
+    bitsandbytes_linear,
+)
 from headrace.benchmark.finetuning.trainer_loop import trainer_step_ms
 from headrace.benchmark.finetuning.workloads import Workload
+from headrace.finetuning.base_precision.convert import Converter, converter
 from headrace.finetuning.base_precision.precision import BasePrecision
 from headrace.finetuning.fused.apply import fuse
 from headrace.link.errors import ConfigurationError
@@ -66,10 +72,12 @@ class Bench:
     """Measures workloads; the base is made once for each precision.
 
     Args:
-        make_base: Gives the frozen model in a precision.
+        make_base: ``(title, converter of the linears) -> frozen model``.
         vocab_size: Of random ids.
         adapters: Their sizes.
-        stock: Measure stock PEFT too (bf16 only).
+        stock: Measure stock PEFT too: over bf16, and over bitsandbytes' 4 bits where that is
+            installed.
+        keep_transposed: FP8: see ``Fp8Linear``.
         warmups: Steps before those that count.
         steps: That count.
         loss_steps: Steps without dropout whose losses are compared; 0: none.
@@ -79,10 +87,11 @@ class Bench:
 
     def __init__(
         self,
-        make_base: Callable[[BasePrecision], PreTrainedModel],
+        make_base: Callable[[str, Converter | None], PreTrainedModel],
         vocab_size: int,
         adapters: AdapterOptions,
         stock: bool,
+        keep_transposed: bool,
         warmups: int,
         steps: int,
         loss_steps: int,
@@ -93,6 +102,7 @@ class Bench:
         self._vocab_size = vocab_size
         self._adapters = adapters
         self._stock = stock
+        self._keep_transposed = keep_transposed
         self._warmups = warmups
         self._steps = steps
         self._loss_steps = loss_steps
@@ -106,12 +116,11 @@ class Bench:
         )
         for precision, group in groupby(ordered, key=lambda workload: workload.precision):
             chosen = list(group)
-            model = self._with_adapters(precision)
-            start = {
-                name: parameter.detach().clone()
-                for name, parameter in model.named_parameters()
-                if parameter.requires_grad
-            }
+            if self._stock and precision is BasePrecision.NF4 and bitsandbytes_is_there():
+                yield from self._stock_over_bitsandbytes(chosen)
+            convert = converter(precision, self._keep_transposed)
+            model = self._with_adapters(self._make_base(precision.value, convert))
+            start = _adapters_of(model)
             if self._stock and precision is BasePrecision.BF16:
                 for workload in chosen:
                     yield self._measure_one(STOCK, model, start, workload)
@@ -121,8 +130,16 @@ class Bench:
             del model, start
             _release()
 
-    def _with_adapters(self, precision: BasePrecision) -> Any:
-        base = self._make_base(precision)
+    def _stock_over_bitsandbytes(self, workloads: list[Workload]) -> Iterator[Measurement]:
+        base = self._make_base("bitsandbytes' 4bit", bitsandbytes_linear)
+        model = self._with_adapters(as_loaded_in_4_bits(base))
+        start = _adapters_of(model)
+        for workload in workloads:
+            yield self._measure_one(STOCK, model, start, workload)
+        del base, model, start
+        _release()
+
+    def _with_adapters(self, base: PreTrainedModel) -> Any:
         torch.manual_seed(self._seed)
         options = self._adapters
         config = LoraConfig(
@@ -168,6 +185,14 @@ class Bench:
         return Measurement(system, workload, times, losses, trainer_ms)
 
 
+def _adapters_of(model: Any) -> dict[str, torch.Tensor]:
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
 class _without_dropout:  # noqa: N801
     """Adapters compute without dropout inside the ``with`` block."""
 
@@ -191,7 +216,7 @@ def _release() -> None:
 
 
 def check_losses(measurements: Iterable[Measurement]) -> None:
-    """Ours and stock PEFT's losses without dropout agree on every bf16 workload.
+    """Ours and stock PEFT's losses without dropout agree wherever both were measured.
 
     Raises:
         ConfigurationError: Names the workload, the step and both losses.

@@ -26,8 +26,8 @@ from headrace.checkpoint.config import ModelConfig
 from headrace.checkpoint.hf_config import hf_config
 from headrace.checkpoint.resolve import resolve
 from headrace.checkpoint.shapes import find_shape
+from headrace.finetuning.base_precision.convert import Converter
 from headrace.finetuning.base_precision.load import load_base
-from headrace.finetuning.base_precision.precision import BasePrecision
 from headrace.finetuning.base_precision.random_weights import random_base
 from headrace.link.errors import ConfigurationError
 
@@ -106,20 +106,16 @@ def run_bench(options: BenchOptions, out: Path | None, console: Console) -> None
     on_gpu = device.type == "cuda"
     device_name = torch.cuda.get_device_name(device) if on_gpu else processor()
 
-    def make_base(precision: BasePrecision) -> PreTrainedModel:
+    def make_base(title: str, convert: Converter | None) -> PreTrainedModel:
         started = time.perf_counter()
         if options.random_weights:
-            base = random_base(
-                shape, precision, device, options.seed, keep_transposed=options.keep_transposed
-            )
+            base = random_base(shape, convert, device, options.seed)
         else:
-            base = load_base(
-                resolve(options.model), precision, device, keep_transposed=options.keep_transposed
-            )
+            base = load_base(resolve(options.model), convert, device)
         if on_gpu:
             torch.cuda.synchronize(device)
         seconds = time.perf_counter() - started
-        console.print(f"base in {precision.value} after {seconds:.1f} s")
+        console.print(f"base in {title} after {seconds:.1f} s")
         return base
 
     bench = Bench(
@@ -127,6 +123,7 @@ def run_bench(options: BenchOptions, out: Path | None, console: Console) -> None
         shape.vocab_size,
         options.adapters,
         options.stock,
+        options.keep_transposed,
         options.warmups,
         options.steps,
         options.loss_steps,

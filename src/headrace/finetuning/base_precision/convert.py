@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -15,39 +18,42 @@ KEPT = ("lm_head",)
 _FP8_ALIGNMENT = 16
 
 
-def converted_linear(
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    precision: BasePrecision,
-    keep_transposed: bool,
-    name: str,
-) -> nn.Linear:
-    """A frozen linear in another format, on the weight's device.
+Converter = Callable[[torch.Tensor, torch.Tensor | None, str], nn.Linear]
+"""``(weight [N, K] in a float dtype, bias [N] | None, name for messages) -> frozen linear``, on the
+weight's device."""
+
+
+def converter(precision: BasePrecision, keep_transposed: bool = True) -> Converter | None:
+    """What makes linears of a precision; ``None`` where they stay as they are.
+
+    The converter raises ``ConfigurationError`` where the format cannot hold a weight's shape.
 
     Args:
-        weight: [N, K] in a float dtype.
-        bias: [N] or ``None``.
-        precision: ``FP8`` or ``NF4``.
-        keep_transposed: FP8: a second, transposed copy for the backward.
-        name: Of the linear, for messages.
-
-    Raises:
-        ConfigurationError: The format cannot hold a weight of this shape.
+        precision: Of the linears.
+        keep_transposed: FP8: twice the memory, no transposition in every backward.
     """
-    rows, columns = weight.shape
     if precision is BasePrecision.FP8:
-        if rows % _FP8_ALIGNMENT or columns % _FP8_ALIGNMENT:
-            raise ConfigurationError(
-                f"{name}: FP8 needs sizes divisible by {_FP8_ALIGNMENT}, got {rows} x {columns}"
-            )
-        return Fp8Linear.quantize(weight, bias, keep_transposed)
-    if precision is BasePrecision.NF4:
-        if columns % NF4_BLOCK:
-            raise ConfigurationError(
-                f"{name}: 4-bit needs inputs divisible by {NF4_BLOCK}, got {columns}"
-            )
-        return Nf4Linear.quantize(weight, bias)
-    raise ConfigurationError(f"{name}: {precision} is no format to convert to")
+        return partial(_fp8_linear, keep_transposed)
+    return _nf4_linear if precision is BasePrecision.NF4 else None
+
+
+def _fp8_linear(
+    keep_transposed: bool, weight: torch.Tensor, bias: torch.Tensor | None, name: str
+) -> nn.Linear:
+    rows, columns = weight.shape
+    if rows % _FP8_ALIGNMENT or columns % _FP8_ALIGNMENT:
+        raise ConfigurationError(
+            f"{name}: FP8 needs sizes divisible by {_FP8_ALIGNMENT}, got {rows} x {columns}"
+        )
+    return Fp8Linear.quantize(weight, bias, keep_transposed)
+
+
+def _nf4_linear(weight: torch.Tensor, bias: torch.Tensor | None, name: str) -> nn.Linear:
+    if weight.shape[1] % NF4_BLOCK:
+        raise ConfigurationError(
+            f"{name}: 4-bit needs inputs divisible by {NF4_BLOCK}, got {weight.shape[1]}"
+        )
+    return Nf4Linear.quantize(weight, bias)
 
 
 def is_converted_name(name: str) -> bool:
@@ -61,20 +67,19 @@ def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), leaf, module)
 
 
-def convert_base(model: nn.Module, precision: BasePrecision, keep_transposed: bool = True) -> None:
+def convert_base(model: nn.Module, convert: Converter | None) -> None:
     """Convert every linear but the head in place, each one's old weight freed before the next.
 
     Call it before PEFT's adapters are added.
 
     Args:
         model: With its weights, on the device that computes.
-        precision: ``BF16`` changes nothing.
-        keep_transposed: FP8: twice the memory, no transposition in every backward.
+        convert: ``None`` changes nothing.
 
     Raises:
         ConfigurationError: A linear's shape does not suit the format.
     """
-    if precision is BasePrecision.BF16:
+    if convert is None:
         return
     names = [
         name
@@ -86,8 +91,5 @@ def convert_base(model: nn.Module, precision: BasePrecision, keep_transposed: bo
             linear = model.get_submodule(name)
             assert isinstance(linear, nn.Linear)
             bias = None if linear.bias is None else linear.bias.data
-            replacement = converted_linear(
-                linear.weight.data, bias, precision, keep_transposed, name
-            )
-            replace_module(model, name, replacement)
+            replace_module(model, name, convert(linear.weight.data, bias, name))
             del linear

@@ -21,8 +21,8 @@ Tensor = torch.Tensor
 class Nf4Linear(nn.Linear):
     """A frozen linear in 4 bits: ``weight`` [N * K / 2] packed bytes, ``peaks`` one per 64 weights.
 
-    The packing follows bitsandbytes' (NF4, blocks of 64, no nested quantization); it has not been
-    compared with that library's own bytes.
+    Bytes and peaks are those of bitsandbytes' NF4 in blocks of 64 without nested quantization (held
+    by a test).
     """
 
     peaks: Tensor
@@ -141,7 +141,7 @@ class BitsAndBytesMatrix(_DequantizedMatrix):
         self._linears = linears
 
     def _weight(self, dtype: torch.dtype) -> Tensor:
-        from bitsandbytes.functional import dequantize_4bit  # type: ignore[import-not-found,unused-ignore]
+        from bitsandbytes.functional import dequantize_4bit
 
         parts = []
         for linear in self._linears:

@@ -7,30 +7,28 @@ from transformers import PreTrainedModel
 
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.finetuning.base_precision.base_weights import BaseWeights
+from headrace.finetuning.base_precision.convert import Converter
 from headrace.finetuning.base_precision.materialize import materialize
-from headrace.finetuning.base_precision.precision import BasePrecision
 from headrace.finetuning.base_precision.transformers_config import transformers_config
 from headrace.link.errors import ConfigurationError
 
 
 def load_base(
     checkpoint: Checkpoint,
-    precision: BasePrecision,
+    convert: Converter | None,
     device: torch.device,
     dtype: torch.dtype = torch.bfloat16,
-    keep_transposed: bool = True,
 ) -> PreTrainedModel:
     """The frozen model of a checkpoint, read one tensor at a time.
 
     The host holds no copy of it. A 70B model takes its converted size on the device and one tensor
-    in ``dtype``: about 43 GiB in 4 bits, and in FP8 without ``keep_transposed`` about 71 GiB.
+    in ``dtype``: about 43 GiB in 4 bits, and in FP8 without a transposed copy about 71 GiB.
 
     Args:
         checkpoint: A directory of safetensors, or a GGUF file.
-        precision: Of the linears.
+        convert: See ``materialize``.
         device: Where the model shall be.
         dtype: See ``materialize``.
-        keep_transposed: See ``Fp8Linear``.
 
     Raises:
         ConfigurationError: A tensor that is missing, of another shape or cannot be read.
@@ -45,6 +43,4 @@ def load_base(
             )
         return tensor
 
-    return materialize(
-        transformers_config(checkpoint), read, precision, device, dtype, keep_transposed
-    )
+    return materialize(transformers_config(checkpoint), read, convert, device, dtype)

@@ -12,11 +12,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from headrace.finetuning.base_precision.convert import (
-    converted_linear,
+    Converter,
     is_converted_name,
     replace_module,
 )
-from headrace.finetuning.base_precision.precision import BasePrecision
 
 TensorSource = Callable[[str, tuple[int, ...]], torch.Tensor]
 
@@ -24,10 +23,9 @@ TensorSource = Callable[[str, tuple[int, ...]], torch.Tensor]
 def materialize(
     config: PretrainedConfig,
     source: TensorSource,
-    precision: BasePrecision,
+    convert: Converter | None,
     device: torch.device,
     dtype: torch.dtype = torch.bfloat16,
-    keep_transposed: bool = True,
 ) -> PreTrainedModel:
     """A frozen causal model whose tensors come from ``source`` in the order of its layers.
 
@@ -36,10 +34,10 @@ def materialize(
     Args:
         config: Transformers' configuration.
         source: ``(name, shape) -> tensor`` in any float dtype, on any device.
-        precision: Of the linears; the head, embeddings and norms stay in ``dtype``.
+        convert: Makes the linears; the head, embeddings and norms stay in ``dtype``. ``None``:
+            so do the linears.
         device: Where the model shall be.
         dtype: Of everything that is not converted, and of the computation.
-        keep_transposed: FP8: a second copy for the backward (see ``Fp8Linear``).
 
     Raises:
         ConfigurationError: A linear's shape does not suit the format.
@@ -49,7 +47,7 @@ def materialize(
         for name, module in list(model.named_modules()):
             tied = config.tie_word_embeddings and name == "lm_head"
             if not tied:
-                _fill(model, name, module, source, precision, device, dtype, keep_transposed)
+                _fill(model, name, module, source, convert, device, dtype)
     model.tie_weights()
     model.requires_grad_(False)
     model.eval()
@@ -80,20 +78,16 @@ def _fill(
     name: str,
     module: nn.Module,
     source: TensorSource,
-    precision: BasePrecision,
+    convert: Converter | None,
     device: torch.device,
     dtype: torch.dtype,
-    keep_transposed: bool,
 ) -> None:
     tensors = {
         leaf: source(f"{name}.{leaf}", tuple(parameter.shape)).to(device, dtype)
         for leaf, parameter in module.named_parameters(recurse=False)
     }
-    converts = precision is not BasePrecision.BF16 and is_converted_name(name)
-    if type(module) is nn.Linear and converts:
-        linear = converted_linear(
-            tensors["weight"], tensors.get("bias"), precision, keep_transposed, name
-        )
+    if type(module) is nn.Linear and convert is not None and is_converted_name(name):
+        linear = convert(tensors["weight"], tensors.get("bias"), name)
         replace_module(model, name, linear)
         return
     for leaf, tensor in tensors.items():

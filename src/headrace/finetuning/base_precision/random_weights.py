@@ -7,31 +7,29 @@ from transformers import AutoConfig, PreTrainedModel
 
 from headrace.checkpoint.config import ModelConfig
 from headrace.checkpoint.config_json import config_json
+from headrace.finetuning.base_precision.convert import Converter
 from headrace.finetuning.base_precision.materialize import materialize
-from headrace.finetuning.base_precision.precision import BasePrecision
 
 _DEVIATION = 0.02
 
 
 def random_base(
     shape: ModelConfig,
-    precision: BasePrecision,
+    convert: Converter | None,
     device: torch.device,
     seed: int,
     dtype: torch.dtype = torch.bfloat16,
-    keep_transposed: bool = True,
 ) -> PreTrainedModel:
     """A frozen model with normal weights (deviation 0.02) and norms of one.
 
-    The same seed gives the same weights in every precision, before quantization.
+    The same seed gives the same weights in every precision, before their conversion.
 
     Args:
         shape: The architecture.
-        precision: Of the linears.
+        convert: See ``materialize``.
         device: That draws and holds them.
         seed: Of the generator.
         dtype: See ``materialize``.
-        keep_transposed: See ``Fp8Linear``.
     """
     described = config_json(shape)
     described.pop("architectures")
@@ -48,4 +46,4 @@ def random_base(
         tensor = torch.empty(size, dtype=dtype, device=device)
         return tensor.normal_(0.0, _DEVIATION, generator=generator)
 
-    return materialize(config, draw, precision, device, dtype, keep_transposed)
+    return materialize(config, draw, convert, device, dtype)

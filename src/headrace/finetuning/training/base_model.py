@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.checkpoint.gguf_checkpoint import GGUFCheckpoint
+from headrace.finetuning.base_precision.convert import converter
 from headrace.finetuning.base_precision.load import load_base
 from headrace.finetuning.base_precision.materialize import empty_model
 from headrace.finetuning.base_precision.precision import BasePrecision
@@ -42,9 +43,9 @@ def place_base(
         stand_in(empty)
         return empty
     if placement is not Placement.ZERO3:
-        return load_base(checkpoint, precision, device, dtype, keep_transposed=False)
+        return load_base(checkpoint, converter(precision, keep_transposed=False), device, dtype)
     if isinstance(checkpoint, GGUFCheckpoint):
-        return load_base(checkpoint, precision, torch.device("cpu"), dtype)
+        return load_base(checkpoint, None, torch.device("cpu"), dtype)
     loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         checkpoint.path, dtype=dtype, attn_implementation="sdpa", local_files_only=True
     )
