@@ -18,7 +18,7 @@ LossFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """``(input_ids, labels, num_items | None) -> loss``, with gradients for the adapters."""
 
 _EAGER_STEPS = 2
-_MOST_GRAPHS = 2
+_MOST_GRAPHS = 16
 
 
 class _ReplayedStep(torch.autograd.Function):
@@ -43,6 +43,7 @@ class CapturedStep:
         ids: [rows, S], of the shape to capture.
         labels: The same shape.
         num_items: Scalar tensor or ``None``.
+        pool: Memory that captured steps share: no two of them live at a time.
     """
 
     def __init__(
@@ -52,12 +53,13 @@ class CapturedStep:
         ids: Tensor,
         labels: Tensor,
         num_items: Tensor | None,
+        pool: Any,
     ) -> None:
         self._parameters = parameters
         self._ids, self._labels = ids.clone(), labels.clone()
         self._num_items = None if num_items is None else num_items.clone()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, pool=pool):
             loss = compute(self._ids, self._labels, self._num_items)
             grads = torch.autograd.grad(loss, parameters)
         self.loss, self.grads = loss.detach(), list(grads)
@@ -87,6 +89,7 @@ class StepGraphs:
         self._state: Hashable = None
         self._seen: Counter[Hashable] = Counter()
         self._steps: dict[Hashable, CapturedStep] = {}
+        self._pool: Any = None
 
     def loss(
         self,
@@ -112,12 +115,13 @@ class StepGraphs:
             self._steps.clear()
             self._seen.clear()
             self._state = state
+            self._pool = torch.cuda.graph_pool_handle()
         shape = (*ids.shape, num_items is None)
         step = self._steps.get(shape)
         if step is None:
             self._seen[shape] += 1
             if self._seen[shape] <= _EAGER_STEPS or len(self._steps) == _MOST_GRAPHS:
                 return self._compute(ids, labels, num_items)
-            step = CapturedStep(self._compute, parameters, ids, labels, num_items)
+            step = CapturedStep(self._compute, parameters, ids, labels, num_items, self._pool)
             self._steps[shape] = step
         return step(ids, labels, num_items)

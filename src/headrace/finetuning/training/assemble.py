@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from trl.trainer.sft_config import SFTConfig
 
 from headrace.finetuning.placement.placements import Placement
+from headrace.finetuning.run_workload import width_multiple
 from headrace.finetuning.settings import FinetuneSettings
 from headrace.finetuning.training.checkpoint_store import CheckpointStore
 from headrace.finetuning.training.collate import Collator
@@ -56,7 +57,11 @@ def assemble_trainer(
         chunked_head=settings.fused and Placement(settings.placement).shards,
         model=model,
         args=arguments,
-        data_collator=Collator(pad_id, packed=settings.layout == "packed"),
+        data_collator=Collator(
+            pad_id,
+            packed=settings.layout == "packed",
+            multiple=width_multiple(settings, on_gpu=settings.device == "cuda"),
+        ),
         train_dataset=train_rows,
         eval_dataset=evaluation_rows,
         processing_class=tokenizer,

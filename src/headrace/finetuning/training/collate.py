@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,31 +19,37 @@ class Collator:
 
     Rows of several sequences get position ids that start anew at each: attention then keeps the
     sequences apart. Padding is a sequence of its own there; elsewhere an attention mask hides it.
+    Their bounds come along too, under the names of Transformers' flash attention: on a GPU they
+    could not be found from the positions without waiting for it.
 
     Args:
         pad_id: Token id of padding.
         packed: Rows may hold several sequences.
+        multiple: Rows that are not packed are as wide as a multiple of this.
     """
 
-    def __init__(self, pad_id: int, packed: bool) -> None:
+    def __init__(self, pad_id: int, packed: bool, multiple: int = 1) -> None:
         self._pad_id = pad_id
         self._packed = packed
+        self._multiple = multiple
 
     def __call__(self, rows: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
         """The batch: ``input_ids`` and ``labels`` [rows, tokens], and what attention needs."""
         lengths = [len(row["input_ids"]) for row in rows]
         width = max(lengths)
+        if not self._packed:
+            width = -(-width // self._multiple) * self._multiple
         batch: dict[str, Any] = {
             "input_ids": _padded([row["input_ids"] for row in rows], width, self._pad_id),
             "labels": _padded([row["labels"] for row in rows], width, IGNORED),
             NUM_TOKENS: sum(lengths),
         }
         if self._packed:
-            batch["position_ids"] = _padded(
-                [_positions([*row["lengths"], width - sum(row["lengths"])]) for row in rows],
-                width,
-                0,
-            )
+            documents = [[*row["lengths"], width - sum(row["lengths"])] for row in rows]
+            batch["position_ids"] = _padded(list(map(_positions, documents)), width, 0)
+            flat = [length for row in documents for length in row if length]
+            batch["cu_seq_lens_q"] = torch.tensor([0, *accumulate(flat)], dtype=torch.int32)
+            batch["max_length_q"] = max(flat)
         elif min(lengths) < width:
             batch["attention_mask"] = _padded([[1] * length for length in lengths], width, 0)
         return batch
