@@ -13,7 +13,13 @@ from headrace.cli.benchmarks.options import out_option, seed_option
 @click.argument("model")
 @click.option("--random-weights", is_flag=True, help="Draw the weights from --seed.")
 @click.option("--reference", is_flag=True, help="The five reference workloads, each base once.")
-@click.option("--rows", type=click.IntRange(min=1), default=2, help="Rows of a step. [2]")
+@click.option(
+    "--rows",
+    type=click.IntRange(min=1),
+    default=(2,),
+    multiple=True,
+    help="Rows of a step; give it again for another workload. [2]",
+)
 @click.option("--row-tokens", type=click.IntRange(min=1), default=448, help="[448]")
 @click.option("--checkpointing", is_flag=True, help="Compute activations again in the backward.")
 @click.option(
@@ -43,7 +49,7 @@ def command(
     model: str,
     random_weights: bool,
     reference: bool,
-    rows: int,
+    rows: tuple[int, ...],
     row_tokens: int,
     checkpointing: bool,
     base_precision: str,
@@ -74,12 +80,13 @@ def command(
     from headrace.cli.benchmarks.terminal import wide_console
     from headrace.finetuning.base_precision.precision import BasePrecision
 
-    one = Workload(rows, row_tokens, checkpointing, BasePrecision(base_precision))
+    precision = BasePrecision(base_precision)
+    asked = tuple(Workload(count, row_tokens, checkpointing, precision) for count in rows)
     names = tuple(name for name in targets.split(",") if name)
     options = BenchOptions(
         model=model,
         random_weights=random_weights,
-        workloads=REFERENCE if reference else (one,),
+        workloads=REFERENCE if reference else asked,
         adapters=AdapterOptions(rank=rank, alpha=alpha, dropout=dropout, targets=names),
         stock=stock,
         keep_transposed=not small_memory,
