@@ -229,6 +229,20 @@ def test_histogram_counts_every_row():
     assert [int(line.split("tokens")[1].split()[0]) for line in lines] == [1, 0, 3, 0, 0, 1]
 
 
+def test_histogram_of_like_lengths_has_bins_of_one_width():
+    lengths = [40, 41, 46, 46, 50, 57, 58]
+    lines = histogram(lengths)
+    counts = [int(line.split("tokens")[1].split()[0]) for line in lines]
+    assert counts == [2, 0, 0, 2, 0, 1, 0, 0, 1, 1]
+    assert lines[0].split()[:3] == ["40", "–", "41"]
+    assert sum(int(line.split("tokens")[1].split()[0]) for line in histogram([448] * 9)) == 9
+    for shortest in (1, 3, 10, 99, 448, 8191):
+        for longest in (shortest, shortest + 1, 7 * shortest, 9 * shortest, 50 * shortest):
+            found = histogram([shortest, longest])
+            assert sum(int(line.split("tokens")[1].split()[0]) for line in found) == 2
+            assert len(found) <= 12
+
+
 def test_rows_come_back_from_disk(tiny_model, tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", sums(5))
     data = prepare(tiny_model, path, layout="packed", max_length=40)

@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from headrace.finetuning.fused.adapters import aliased, find_branch, parameters_of
 from headrace.finetuning.fused.apply import fuse
 from headrace.finetuning.fused.pieces import FusedPieces
 from headrace.kernels.lora.reference import keep_mask
@@ -102,6 +103,31 @@ def test_loss_and_gradients_are_pefts(pieces: str, targets: list[str]) -> None:
     model = tiny(targets=targets)
     fuse(model, PIECES[pieces])
     assert_same(step(model, **inputs), step(tiny(targets=targets), **inputs))
+
+
+def test_a_captured_step_takes_gradients_beside_the_parameters() -> None:
+    """What accumulates their gradients (DDP's hooks hang on it) has no part in the capture."""
+    model = tiny()
+    fuse(model)
+    branches = [
+        branch
+        for name, module in model.named_modules()
+        if (branch := find_branch(module, 0, name)) is not None
+    ]
+    parameters = parameters_of(branches)
+    calls: list[int] = []
+    for parameter in parameters:
+        parameter.register_post_accumulate_grad_hook(lambda _: calls.append(1))
+    with aliased(branches) as leaves:
+        loss = model(input_ids=rows(), labels=rows()).loss
+        found = torch.autograd.grad(loss, leaves)
+    assert not calls
+    assert all(one is other for one, other in zip(parameters_of(branches), parameters, strict=True))
+    assert all(leaf.data_ptr() == p.data_ptr() for leaf, p in zip(leaves, parameters, strict=True))
+    model(input_ids=rows(), labels=rows()).loss.backward()
+    assert len(calls) == len(parameters) == 8
+    for grad, parameter in zip(found, parameters, strict=True):
+        assert torch.equal(grad, parameter.grad)
 
 
 @pytest.mark.parametrize("pieces", ["all", "modules"])

@@ -322,7 +322,7 @@ def test_adapters_of_other_models_are_refused(served: Served, copied: Path) -> N
 
     edit_tensors(copied, wider)
     message = refusal(served, copied)
-    assert "has shape (7, 128), the served model needs (rank, 64)" in message
+    assert "has shape (7, 128), the model needs (rank, 64)" in message
     assert "trained on `other/model`" in message
 
     def deeper(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -340,7 +340,7 @@ def test_a_base_model_on_this_machine_must_have_the_served_shapes(
     config = json.loads((served.checkpoint.path / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
     edit_config(copied, base_model_name_or_path=str(base))
-    assert "has num_layers 5, the served model has 3" in refusal(served, copied)
+    assert "has num_layers 5, the model has 3" in refusal(served, copied)
 
 
 @pytest.mark.parametrize(

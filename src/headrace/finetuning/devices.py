@@ -46,13 +46,13 @@ def decide_placement(
     plan = choose_placement(
         config, workload_of(settings, row_tokens, on_gpu), memory, count, forced
     )
-    _show_plan(plan, memory, console)
     placement = plan.placement
     if placement.shards and settings.base_precision in ("fp8", "4bit"):
         raise ConfigurationError(
             f"`--base-precision {settings.base_precision}` holds the whole base on each device: "
             f"the placement can be single or ddp, not {placement}"
         )
+    _show_plan(plan, memory, console)
     return msgspec.structs.replace(
         settings,
         device=device.type,

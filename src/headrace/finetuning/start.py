@@ -110,7 +110,7 @@ def _with_shape_of(
 ) -> FinetuneSettings:
     """The settings with the rank, scale and targets of an adapter to start from."""
     path = Path(adapter).expanduser()
-    found = read_adapter("--adapter", adapter, checkpoint.config, _MAX_RANK)
+    found = read_adapter(path.name, adapter, checkpoint.config, _MAX_RANK)
     first = next(iter(found.modules.values()))
     return msgspec.structs.replace(
         settings,

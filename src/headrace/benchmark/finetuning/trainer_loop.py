@@ -79,7 +79,7 @@ def trainer_step_ms(
             Interruption(),
             _random_rows(workload, vocab_size, steps, seed),
             None,
-            [marks],
+            more_callbacks=[marks],
         )
         trainer.train()
     intervals = marks.clock.intervals_ms()[LOG_EVERY - 1 :]

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import statistics
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 _BAR = 40
+_BINS = 10
+_WIDE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +64,27 @@ class DataSummary:
 
 
 def histogram(lengths: Sequence[int]) -> list[str]:
-    """Token lengths by powers of two, a line a bin from the shortest to the longest."""
-    bins: dict[int, int] = {}
-    for length in lengths:
-        bins[length.bit_length()] = bins.get(length.bit_length(), 0) + 1
-    most = max(bins.values())
+    """Token lengths, a line a bin from the shortest to the longest.
+
+    Bins are equally wide where the longest is less than ``_WIDE`` times the shortest, else each
+    is twice as wide as the one before.
+    """
+    edges = _edges(min(lengths), max(lengths))
+    counts = Counter(bisect_right(edges, length) - 1 for length in lengths)
+    most = max(counts.values())
     lines = []
-    for bits in range(min(bins), max(bins) + 1):
-        count = bins.get(bits, 0)
+    for index, (first, end) in enumerate(pairwise(edges)):
+        count = counts[index]
         bar = "█" * max(round(count / most * _BAR), 1 if count else 0)
-        lines.append(f"{1 << (bits - 1):>7,} – {(1 << bits) - 1:>7,} tokens {count:>8,} {bar}")
+        lines.append(f"{first:>7,} – {end - 1:>7,} tokens {count:>8,} {bar}")
     return lines
+
+
+def _edges(shortest: int, longest: int) -> list[int]:
+    """Where bins begin, and where the last one ends."""
+    if longest >= _WIDE * shortest:
+        return [1 << bits for bits in range(shortest.bit_length() - 1, longest.bit_length() + 1)]
+    steps = (digit * 10**power for power in range(10) for digit in (1, 2, 5))
+    step = next(step for step in steps if longest - shortest < _BINS * step)
+    first = shortest - shortest % step
+    return list(range(first, longest + step + 1, step))

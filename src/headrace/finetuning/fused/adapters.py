@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +67,35 @@ class LoraBranch:
     def active(self) -> bool:
         """Neither switched off nor merged into the base weight."""
         return not self.layer.disable_adapters and not self.layer.merged
+
+
+def parameters_of(branches: Sequence[LoraBranch]) -> list[torch.Tensor]:
+    """Down, up, down, up, …"""
+    return [tensor for branch in branches for tensor in (branch.down, branch.up)]
+
+
+@contextmanager
+def aliased(branches: Sequence[LoraBranch]) -> Iterator[list[nn.Parameter]]:
+    """Inside, the adapters' parameters are other leaves over the same memory (down, up, …).
+
+    A captured step takes gradients of these. The parameters themselves bring along what
+    accumulates their gradients, and that belongs to the stream it was made on: DDP makes it early,
+    on the default stream, which must not wait for a stream that is being captured.
+    """
+    linears = [
+        pairs[branch.adapter]
+        for branch in branches
+        for pairs in (branch.layer.lora_A, branch.layer.lora_B)
+    ]
+    own = [linear.weight for linear in linears]
+    leaves = [nn.Parameter(weight.detach()) for weight in own]
+    try:
+        for linear, leaf in zip(linears, leaves, strict=True):
+            linear.weight = leaf
+        yield leaves
+    finally:
+        for linear, weight in zip(linears, own, strict=True):
+            linear.weight = weight
 
 
 def find_branch(module: nn.Module, member: int, name: str) -> LoraBranch | None:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from headrace.finetuning.fused.adapters import parameters_of
 from headrace.finetuning.fused.attention import Documents, choose_attention
 from headrace.finetuning.fused.decoder_layer import BatchContext, FusedDecoderLayer, LayerPlan
 from headrace.finetuning.fused.documents import find_documents
@@ -149,9 +150,7 @@ class FusedCausalForward:
             for group in plan.groups
             for branch in group.active_branches()
         ]
-        parameters: list[Tensor] = [
-            tensor for branch in branches for tensor in (branch.down, branch.up)
-        ]
+        parameters = parameters_of(branches)
         state = (
             causal.model.training and causal.model.gradient_checkpointing,
             torch.are_deterministic_algorithms_enabled(),
@@ -160,10 +159,10 @@ class FusedCausalForward:
             tuple((tensor.data_ptr(), tensor.requires_grad) for tensor in parameters),
         )
         if not all(tensor.requires_grad for tensor in parameters):
-            parameters = []
+            branches = []
         if num_items is not None:
             num_items = torch.as_tensor(num_items, device=ids.device).float()
-        return self._graphs.loss(parameters, state, ids, labels, num_items)
+        return self._graphs.loss(branches, state, ids, labels, num_items)
 
     def __call__(
         self,

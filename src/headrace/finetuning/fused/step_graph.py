@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from headrace.finetuning.fused.adapters import LoraBranch, aliased, parameters_of
+
 Tensor = torch.Tensor
 LossFunction = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """``(input_ids, labels, num_items | None) -> loss``, with gradients for the adapters."""
@@ -39,7 +41,7 @@ class CapturedStep:
 
     Args:
         compute: The loss, eagerly.
-        parameters: The adapters', each of which gets a gradient.
+        branches: Whose parameters get gradients.
         ids: [rows, S], of the shape to capture.
         labels: The same shape.
         num_items: Scalar tensor or ``None``.
@@ -49,19 +51,19 @@ class CapturedStep:
     def __init__(
         self,
         compute: LossFunction,
-        parameters: list[Tensor],
+        branches: list[LoraBranch],
         ids: Tensor,
         labels: Tensor,
         num_items: Tensor | None,
         pool: Any,
     ) -> None:
-        self._parameters = parameters
+        self._parameters = parameters_of(branches)
         self._ids, self._labels = ids.clone(), labels.clone()
         self._num_items = None if num_items is None else num_items.clone()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):
+        with aliased(branches) as leaves, torch.cuda.graph(self._graph, pool=pool):
             loss = compute(self._ids, self._labels, self._num_items)
-            grads = torch.autograd.grad(loss, parameters)
+            grads = torch.autograd.grad(loss, leaves)
         self.loss, self.grads = loss.detach(), list(grads)
 
     def __call__(self, ids: Tensor, labels: Tensor, num_items: Tensor | None) -> Tensor:
@@ -93,7 +95,7 @@ class StepGraphs:
 
     def loss(
         self,
-        parameters: list[Tensor],
+        branches: list[LoraBranch],
         state: Hashable,
         ids: Tensor,
         labels: Tensor,
@@ -102,14 +104,14 @@ class StepGraphs:
         """The loss, replayed where this shape has been captured.
 
         Args:
-            parameters: What is trained.
+            branches: What is trained; empty: nothing is.
             state: Everything else that a captured step depends on; another one drops all graphs.
             ids: [rows, S].
             labels: [rows, S].
             num_items: Scalar tensor or ``None``.
         """
         wanted = ids.device.type == "cuda" and ids.numel() <= self._most_tokens
-        if not wanted or not parameters or not torch.is_grad_enabled():
+        if not wanted or not branches or not torch.is_grad_enabled():
             return self._compute(ids, labels, num_items)
         if state != self._state:
             self._steps.clear()
@@ -122,6 +124,6 @@ class StepGraphs:
             self._seen[shape] += 1
             if self._seen[shape] <= _EAGER_STEPS or len(self._steps) == _MOST_GRAPHS:
                 return self._compute(ids, labels, num_items)
-            step = CapturedStep(self._compute, parameters, ids, labels, num_items, self._pool)
+            step = CapturedStep(self._compute, branches, ids, labels, num_items, self._pool)
             self._steps[shape] = step
         return step(ids, labels, num_items)

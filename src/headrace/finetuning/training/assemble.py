@@ -9,6 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl.trainer.sft_config import SFTConfig
 
+from headrace.finetuning.base_precision.base_weights import BaseWeights
 from headrace.finetuning.placement.placements import Placement
 from headrace.finetuning.run_workload import width_multiple
 from headrace.finetuning.settings import FinetuneSettings
@@ -33,6 +34,7 @@ def assemble_trainer(
     interruption: Interruption,
     train_rows: Dataset,
     evaluation_rows: Dataset | None,
+    base_weights: BaseWeights | None = None,
     more_callbacks: Sequence[TrainerCallback] = (),
 ) -> AdapterTrainer:
     """A trainer as every run has it.
@@ -46,6 +48,7 @@ def assemble_trainer(
         interruption: What listens to signals.
         train_rows: With the columns of ``data.store``.
         evaluation_rows: The same; ``None``: none are held out.
+        base_weights: Of a base that has none yet: they are read when it is sharded.
         more_callbacks: Of the caller.
     """
     pad_id = tokenizer.pad_token_id
@@ -54,6 +57,7 @@ def assemble_trainer(
     trainer = AdapterTrainer(
         store=store,
         keep=settings.keep_checkpoints,
+        base_weights=base_weights,
         chunked_head=settings.fused and Placement(settings.placement).shards,
         model=model,
         args=arguments,

@@ -28,7 +28,7 @@ def place_base(
     Args:
         checkpoint: The base.
         placement: ``single`` and ``ddp``: all weights on ``device``. ``fsdp2``: none,
-            but zeros that stand for them until ``ShardLoading`` reads the shards. ``zero3``: this
+            but zeros that stand for them until ``load_shards`` reads the shards. ``zero3``: this
             process's shards (of a GGUF file all weights, on the host, until DeepSpeed shards them).
         precision: Of the linears; whole models only.
         dtype: Of everything that is not converted.

@@ -10,6 +10,7 @@ from transformers import set_seed
 
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.checkpoint.resolve import resolve
+from headrace.finetuning.base_precision.base_weights import BaseWeights
 from headrace.finetuning.data.store import load_rows
 from headrace.finetuning.exit_status import ExitStatus
 from headrace.finetuning.run_directory import Job, RunDirectory
@@ -24,7 +25,6 @@ from headrace.finetuning.training.failures import not_written
 from headrace.finetuning.training.interruption import Interruption
 from headrace.finetuning.training.merge import write_merged
 from headrace.finetuning.training.model import base_dtype, build_model
-from headrace.finetuning.training.shard_loading import ShardLoading
 from headrace.finetuning.training.tokenizer_files import load_transformers_tokenizer
 from headrace.finetuning.training.trainer import AdapterTrainer
 
@@ -88,7 +88,7 @@ def _make_trainer(
         interruption,
         load_rows(directory.data / "train.arrow"),
         load_rows(held_out) if held_out.is_file() else None,
-        [ShardLoading(checkpoint)] if settings.placement == "fsdp2" else [],
+        BaseWeights(checkpoint, arguments.device) if settings.placement == "fsdp2" else None,
     )
 
 

@@ -1,44 +1,19 @@
-"""FSDP2 over a base without weights: each process reads its own rows of every tensor."""
+"""FSDP2 over a base without weights: each process reads its own rows of every tensor.
+
+``fully_shard`` leaves parameters on the meta device where they are: torch's own way of making a
+model that no process could hold. Accelerate's alternative holds it whole in the first process.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.finetuning.base_precision.base_weights import BaseWeights
-
-
-class ShardLoading(TrainerCallback):
-    """Gives a sharded model its weights before the first step.
-
-    ``fully_shard`` leaves parameters that are on the meta device there (torch's own way of making
-    a model that no process could hold); Accelerate's alternative holds it whole in the first
-    process's memory.
-
-    Args:
-        checkpoint: The base.
-    """
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        **_: Any,
-    ) -> None:
-        """Read what this process holds."""
-        load_shards(model, BaseWeights(self._checkpoint, args.device))
 
 
 def stand_in(model: nn.Module) -> None:

@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 from trl.trainer.sft_trainer import SFTTrainer
 
+from headrace.finetuning.base_precision.base_weights import BaseWeights
 from headrace.finetuning.training.checkpoint_store import CheckpointStore
 from headrace.finetuning.training.collate import NUM_TOKENS
 from headrace.finetuning.training.distribution import admit_fsdp_on_processors
 from headrace.finetuning.training.evaluations import best_step
 from headrace.finetuning.training.failures import not_finite, not_written
+from headrace.finetuning.training.shard_loading import load_shards
 
 
 class AdapterTrainer(SFTTrainer):
@@ -22,6 +25,7 @@ class AdapterTrainer(SFTTrainer):
     Args:
         store: Where checkpoints are kept.
         keep: How many of the newest.
+        base_weights: Of a base that has none until it is sharded; else ``None``.
         chunked_head: Head and loss in pieces, through TRL's own: where weights are sharded, ours
             cannot reach the head.
         arguments: SFTTrainer's own.
@@ -31,10 +35,17 @@ class AdapterTrainer(SFTTrainer):
     """
 
     def __init__(
-        self, *, store: CheckpointStore, keep: int, chunked_head: bool, **arguments: Any
+        self,
+        *,
+        store: CheckpointStore,
+        keep: int,
+        base_weights: BaseWeights | None,
+        chunked_head: bool,
+        **arguments: Any,
     ) -> None:
         self._store = store
         self._keep = keep
+        self._base_weights = base_weights
         self._chunked_head = chunked_head
         self._saving = False
         self.tokens_seen = 0
@@ -45,6 +56,20 @@ class AdapterTrainer(SFTTrainer):
         if self.args.fsdp:
             admit_fsdp_on_processors()
         super().create_accelerator_and_postprocess()
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """The first thing that is made for a sharded model, before a checkpoint is loaded into it.
+
+        Its weights come first: torch replaces the adapters' parameters where it loads a state into
+        a model with meta tensors, and the optimizer would keep the old ones.
+        """
+        if self._base_weights is not None:
+            model: Any = self.model
+            load_shards(model, self._base_weights)
+            self._base_weights = None
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def compute_loss(
         self,
@@ -67,6 +92,19 @@ class AdapterTrainer(SFTTrainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted: it would walk through all parameters at every step."""
         return 0
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The adapter; Transformers would gather a base that FSDP2 shards whole on one host."""
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        options = StateDictOptions(
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=True
+        )
+        model: Any = self.model
+        state = get_model_state_dict(model, options=options)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=state)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._store.unfinished if self._saving else self._store.path)

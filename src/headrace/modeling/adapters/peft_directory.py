@@ -176,7 +176,7 @@ class _Reading:
             theirs, ours = getattr(base, field), getattr(self._model, field)
             if theirs != ours:
                 raise self._refusal(
-                    f"its base model `{self._base_model}` has {field} {theirs}, the served model "
+                    f"its base model `{self._base_model}` has {field} {theirs}, the model "
                     f"has {ours}"
                 )
 
@@ -212,7 +212,7 @@ class _Reading:
             raise self._refusal(f"adapters on `{module}` are not supported")
         shape = self._shapes.get(weight)
         if shape is None or len(shape) != 2:
-            raise self._refusal(f"the served model has no linear `{module}`" + self._trained_on())
+            raise self._refusal(f"the model has no linear `{module}`" + self._trained_on())
         for entry in (down, up):
             if len(entry.shape) != 2:
                 raise self._refusal(f"tensor `{entry.name}` has shape {entry.shape}, no matrix")
@@ -222,7 +222,7 @@ class _Reading:
         ):
             if entry.shape != expected:
                 raise self._refusal(
-                    f"tensor `{entry.name}` has shape {entry.shape}, the served model needs {text}"
+                    f"tensor `{entry.name}` has shape {entry.shape}, the model needs {text}"
                     + self._trained_on()
                 )
         rank = down.shape[0]
