@@ -86,7 +86,6 @@ def main() -> None:
     items = sum(len(row["input_ids"]) - 1 for row in alone)
     single = [Collator(0, packed=False)([row]) for row in alone]
     together = [Collator(0, packed=True)(packed)]
-    unbounded = [{k: v for k, v in together[0].items() if not k.endswith("_q")}]
     padded = [Collator(0, packed=False, multiple=64)(alone)]
     with tempfile.TemporaryDirectory() as folder:
         model = write_tiny_model(Path(folder) / "model", LARGER)
@@ -108,7 +107,6 @@ def main() -> None:
         fused = built(model, "bf16", True)
         check("fused bfloat16, alone", fused, single, bound)
         check("fused bfloat16, packed", fused, together, bound)
-        check("fused bfloat16, packed, bounds from positions", fused, unbounded, bound)
         check("fused bfloat16, padded", fused, padded, bound)
         check("fused, recomputed, packed", built(model, "bf16", True, True), together, bound)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -71,6 +72,16 @@ def test_sharded_training_is_the_same_training_and_resumes_exactly(
     resumed = adapter(stopped)
     for name, tensor in adapter(whole).items():
         assert torch.equal(tensor, resumed[name]), name
+
+
+def test_shards_in_bfloat16_tell_their_loss_in_float32(tiny_model, rows_file, tmp_path):
+    out = tmp_path / "out"
+    more = ("--placement", "fsdp2", "--base-precision", "bf16", "--max-steps", "2")
+    run(tiny_model, rows_file, out, *more)
+    history = json.loads((out / "history.json").read_text())
+    losses = torch.tensor([entry["loss"] for entry in history if "loss" in entry])
+    # Two losses above 1 that were rounded to bfloat16 add up to a multiple of 2 ** -7.
+    assert (losses * 2**7 != (losses * 2**7).round()).all(), losses
 
 
 def test_sigterm_saves_on_all_processes_and_exits_with_its_own_status(

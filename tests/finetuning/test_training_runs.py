@@ -231,20 +231,6 @@ def test_packed_rows_do_not_see_each_other(tiny_model, fused):
             assert torch.allclose(one, other, atol=1e-5, rtol=1e-4)
 
 
-def test_packed_rows_bring_the_bounds_of_their_documents():
-    from headrace.finetuning.fused.documents import find_documents
-
-    rows = [
-        {"input_ids": [1] * 9, "labels": [1] * 9, "lengths": [4, 5]},
-        {"input_ids": [2] * 6, "labels": [2] * 6, "lengths": [6]},
-    ]
-    batch = Collator(0, packed=True)(rows)
-    found = find_documents(batch["position_ids"])
-    assert batch["cu_seq_lens_q"].tolist() == found.bounds.tolist() == [0, 4, 9, 15, 18]
-    assert batch["cu_seq_lens_q"].dtype == found.bounds.dtype
-    assert batch["max_length_q"] == found.longest == 6
-
-
 def test_padded_rows_are_as_wide_as_a_multiple():
     rows = [{"input_ids": [7] * n, "labels": [7] * n, "lengths": [n]} for n in (3, 8)]
     for multiple, width in ((1, 8), (8, 8), (5, 10)):

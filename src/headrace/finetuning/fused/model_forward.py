@@ -10,7 +10,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from headrace.finetuning.fused.adapters import parameters_of
-from headrace.finetuning.fused.attention import Documents, choose_attention
+from headrace.finetuning.fused.attention import choose_attention
 from headrace.finetuning.fused.decoder_layer import BatchContext, FusedDecoderLayer, LayerPlan
 from headrace.finetuning.fused.documents import find_documents
 from headrace.finetuning.fused.head_loss import head_loss
@@ -52,11 +52,10 @@ class FusedModelForward:
         self._padding = PaddingCheck()
         self._seeds = max(sum(len(group.branches) for group in plan.groups) for plan in plans)
 
-    def _batch(
-        self, hidden: Tensor, position_ids: Tensor | None, documents: Documents | None
-    ) -> BatchContext:
+    def _batch(self, hidden: Tensor, position_ids: Tensor | None) -> BatchContext:
         model, shape = self._model, self._plans[0].shape
         rows, length, _ = hidden.shape
+        documents = None if position_ids is None else find_documents(position_ids)
         if position_ids is None:
             position_ids = torch.arange(length, device=hidden.device)[None]
         like = torch.empty(0, dtype=torch.float32, device=hidden.device)
@@ -90,15 +89,9 @@ class FusedModelForward:
         inputs_embeds: Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
-        cu_seq_lens_q: Tensor | None = None,
-        max_length_q: int | None = None,
         **others: Any,
     ) -> Any:
-        """Hidden states after the last norm, [rows, S, hidden].
-
-        Documents are where ``cu_seq_lens_q`` and ``max_length_q`` say, Transformers' names for the
-        fields of ``Documents``; without them, where ``position_ids`` begin anew.
-        """
+        """Hidden states after the last norm, [rows, S, hidden]."""
         model = self._model
         if use_cache or past_key_values is not None:
             return self._plain(
@@ -113,13 +106,7 @@ class FusedModelForward:
         if attention_mask is not None:
             self._padding.check(attention_mask)
         hidden = model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        documents = None
-        if cu_seq_lens_q is not None and max_length_q is not None:
-            if cu_seq_lens_q.numel() > hidden.shape[0] + 1:
-                documents = Documents(cu_seq_lens_q, max_length_q)
-        elif position_ids is not None:
-            documents = find_documents(position_ids)
-        batch = self._batch(hidden, position_ids, documents)
+        batch = self._batch(hidden, position_ids)
         for layer in model.layers:
             # Not layer(...): Transformers may wrap a layer's call in its own checkpointing.
             hidden = nn.Module.__call__(layer, hidden, batch=batch)

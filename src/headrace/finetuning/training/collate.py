@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,8 +18,6 @@ class Collator:
 
     Rows of several sequences get position ids that start anew at each: attention then keeps the
     sequences apart. Padding is a sequence of its own there; elsewhere an attention mask hides it.
-    Their bounds come along too, under the names of Transformers' flash attention: on a GPU they
-    could not be found from the positions without waiting for it.
 
     Args:
         pad_id: Token id of padding.
@@ -45,11 +42,11 @@ class Collator:
             NUM_TOKENS: sum(lengths),
         }
         if self._packed:
-            documents = [[*row["lengths"], width - sum(row["lengths"])] for row in rows]
-            batch["position_ids"] = _padded(list(map(_positions, documents)), width, 0)
-            flat = [length for row in documents for length in row if length]
-            batch["cu_seq_lens_q"] = torch.tensor([0, *accumulate(flat)], dtype=torch.int32)
-            batch["max_length_q"] = max(flat)
+            batch["position_ids"] = _padded(
+                [_positions([*row["lengths"], width - sum(row["lengths"])]) for row in rows],
+                width,
+                0,
+            )
         elif min(lengths) < width:
             batch["attention_mask"] = _padded([[1] * length for length in lengths], width, 0)
         return batch

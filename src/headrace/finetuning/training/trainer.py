@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -52,10 +53,14 @@ class AdapterTrainer(SFTTrainer):
         super().__init__(**arguments)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As Transformers does it, but FSDP2 also on processors."""
+        """As Transformers does it, but FSDP2 also on processors, and not all of it in bfloat16."""
         if self.args.fsdp:
             admit_fsdp_on_processors()
         super().create_accelerator_and_postprocess()
+        if self.args.fsdp and self.args.bf16:
+            # Accelerate's own policy also rounds the loss and the sums of gradients.
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
