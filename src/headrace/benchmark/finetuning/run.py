@@ -31,7 +31,7 @@ from headrace.finetuning.base_precision.load import load_base
 from headrace.finetuning.base_precision.random_weights import random_base
 from headrace.link.errors import ConfigurationError
 
-_PACKAGES = ("torch", "triton", "transformers", "peft", "numpy")
+_PACKAGES = ("torch", "triton", "transformers", "peft", "bitsandbytes", "numpy")
 
 
 @dataclass(frozen=True, kw_only=True)
