@@ -17,7 +17,14 @@ from headrace.engine.build import build_engine_from
 from headrace.engine.settings import EngineSettings
 from headrace.link.adapters import check_adapter, check_names
 from headrace.link.errors import HeadraceError, InvalidRequest
-from headrace.link.messages import FINISH_STOP, EngineStats, RequestOutput, Submit, TokenLogprob
+from headrace.link.messages import (
+    FINISH_STOP,
+    EngineReady,
+    EngineStats,
+    RequestOutput,
+    Submit,
+    TokenLogprob,
+)
 from headrace.link.sampling import MAX_SEED, SamplingParams
 
 Message = Mapping[str, Any]
@@ -135,6 +142,11 @@ class LLM:
             if run.index not in best or run.score > best[run.index].score:
                 best[run.index] = run
         return [best[index].result(several[index]) for index in range(len(several))]
+
+    @property
+    def ready(self) -> EngineReady:
+        """What the engine decided: device, backend, dtype, limits."""
+        return self._ready
 
     def stats(self) -> EngineStats:
         """Counters of the engine: blocks used, prefix hits, preemptions, tokens, seconds."""

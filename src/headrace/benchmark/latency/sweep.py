@@ -49,7 +49,7 @@ def measure_cases(
             for name, fact in facts.items():
                 setattr(row, name, fact)
             yield row
-    yield median_row("peak_memory_gib", [engine.peak_bytes() / 2**30], "GiB", **facts)
+    yield median_row("peak_memory_gib", [engine.measured.peak_bytes() / 2**30], "GiB", **facts)
 
 
 def _measure(

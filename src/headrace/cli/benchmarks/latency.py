@@ -76,12 +76,13 @@ def command(
     repeats = Repeats(warmups, prefill_runs or runs, runs)
     with console.status(f"loading {options.model or 'the built-in model'}"):
         engine = prepare_engine(options, cases)
-    if profiled and engine.device.type != "cuda":
+    if profiled and not engine.measured.on_gpu:
         raise ConfigurationError("--profile lists GPU kernels: this runs on the CPU")
     name = Path(options.model).name.lower() if options.model else "builtin"
-    path = record_path(out, engine.device_name, f"latency-{name}")
+    device = engine.measured
+    path = record_path(out, device.name, f"latency-{name}")
     console.print(
-        f"{engine.device_name}, backend {engine.backend}, weights {engine.weights}: loaded in "
+        f"{device.name}, backend {engine.backend}, weights {engine.weights}: loaded in "
         f"{engine.load_seconds:.1f} s, buffers and graphs in {engine.warm_seconds:.1f} s"
     )
     with live_progress(console, sum(map(repeats.of, cases))) as advance:
@@ -92,10 +93,10 @@ def command(
             console.print(f"  {microseconds:9.1f}  {kernel[:90]}", markup=False)
     console.print(latency_table(rows))
     own_record(
-        engine.device_name,
+        device.name,
         rows,
-        engine.versions(),
-        driver=engine.driver,
+        device.versions(),
+        driver=device.driver,
         seed=options.seed,
         model=options.model or "builtin",
     ).write(path)
