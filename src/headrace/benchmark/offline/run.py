@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from rich.console import Console
 
@@ -98,12 +99,13 @@ def run_offline(options: OfflineOptions, out: Path | None, console: Console) -> 
         console.print(f"{what}: {one.seconds:.2f} s, {tokens / one.seconds:,.0f} new tokens/s")
         if number > 0:
             passes.append(one)
-    rows = throughput_rows(requests, passes, conditions, **formats)
+    rows = throughput_rows(requests, passes)
     rows += [
-        median_row("ready_s", [ready_seconds], "s", **formats),
-        median_row("peak_memory_gib", [measured.peak_bytes() / 2**30], "GiB", **formats),
+        median_row("ready_s", [ready_seconds], "s"),
+        median_row("peak_memory_gib", [measured.peak_bytes() / 2**30], "GiB"),
     ]
-    console.print(samples_table(row for row in rows if row.conditions))
+    rows = [msgspec.structs.replace(row, conditions=conditions, **formats) for row in rows]
+    console.print(samples_table(rows))
     own_record(
         measured.name,
         rows,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from headrace import LLM, SamplingParams
 from headrace.benchmark.offline.requests import OfflineRequest
-from headrace.benchmark.record import Condition, Row, median_row
+from headrace.benchmark.record import Row, median_row
 from headrace.link.errors import HeadraceError
 
 
@@ -55,34 +55,20 @@ def generate_all(llm: LLM, requests: Sequence[OfflineRequest], *, progress: bool
     )
 
 
-def throughput_rows(
-    requests: Sequence[OfflineRequest],
-    passes: Sequence[Pass],
-    conditions: dict[str, Condition],
-    **facts: str,
-) -> list[Row]:
-    """Rows of a record; every pass is a sample.
-
-    Args:
-        conditions: What tells this workload from another.
-        facts: ``Row``'s ``weights`` and ``kv``.
-    """
+def throughput_rows(requests: Sequence[OfflineRequest], passes: Sequence[Pass]) -> list[Row]:
+    """Rows of a record; every pass is a sample."""
     tokens_in = sum(len(request.token_ids) for request in requests)
     tokens_out = sum(request.new_tokens for request in requests)
     seconds = [one.seconds for one in passes]
-    preemptions = [float(one.preemptions) for one in passes]
 
-    def row(metric: str, samples: list[float], unit: str) -> Row:
-        return median_row(metric, samples, unit, conditions=conditions, **facts)
-
-    def rate(tokens: int) -> list[float]:
-        return [tokens / one for one in seconds]
+    def rate(count: int) -> list[float]:
+        return [count / one for one in seconds]
 
     return [
-        row("output_tokens_per_s", rate(tokens_out), "1/s"),
-        row("total_tokens_per_s", rate(tokens_in + tokens_out), "1/s"),
-        row("requests_per_s", rate(len(requests)), "1/s"),
-        row("generate_all_s", seconds, "s"),
-        row("engine_steps", [float(one.steps) for one in passes], "1"),
-        row("preemptions", preemptions, "1"),
+        median_row("output_tokens_per_s", rate(tokens_out), "1/s"),
+        median_row("total_tokens_per_s", rate(tokens_in + tokens_out), "1/s"),
+        median_row("requests_per_s", rate(len(requests)), "1/s"),
+        median_row("generate_all_s", seconds, "s"),
+        median_row("engine_steps", [float(one.steps) for one in passes], "1"),
+        median_row("preemptions", [float(one.preemptions) for one in passes], "1"),
     ]

@@ -65,7 +65,7 @@ def command(
     from headrace.benchmark.latency.kernel_profile import profile_decode
     from headrace.benchmark.latency.sweep import Repeats, measure_cases
     from headrace.benchmark.record import own_record, record_path
-    from headrace.benchmark.tables import latency_table
+    from headrace.benchmark.tables import latency_tables
     from headrace.cli.benchmarks.terminal import live_progress, wide_console
     from headrace.link.errors import ConfigurationError
 
@@ -91,7 +91,8 @@ def command(
         console.print(f"kernels of a decode step, batch {batch}, context {context} (us)")
         for kernel, microseconds in profile_decode(engine.generator, batch, context)[:14]:
             console.print(f"  {microseconds:9.1f}  {kernel[:90]}", markup=False)
-    console.print(latency_table(rows))
+    for table in latency_tables(rows):
+        console.print(table)
     own_record(
         device.name,
         rows,

@@ -57,7 +57,9 @@ def command(
     from headrace.benchmark.offline.requests import Lengths
     from headrace.benchmark.offline.run import OfflineOptions, run_offline
     from headrace.cli.benchmarks.terminal import wide_console
+    from headrace.engine.log_setup import configure_logging
 
+    configure_logging(json_output=False, level="warning")
     options = OfflineOptions(
         input_tokens=Lengths(*input_tokens),
         output_tokens=Lengths(*output_tokens) if output_tokens else None,
