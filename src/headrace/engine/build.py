@@ -92,6 +92,7 @@ def build_engine_from(
     scheduler = Scheduler(
         SchedulerLimits(
             token_budget=batch.token_budget,
+            mixed_token_budget=batch.mixed_token_budget,
             max_running=batch.max_batch_size,
             max_waiting=settings.max_waiting,
             block_size=cache.block_size,

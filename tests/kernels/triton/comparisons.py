@@ -22,9 +22,9 @@ from headrace.kernels.attention import reference as attention_reference
 from headrace.kernels.attention import triton as attention
 from headrace.kernels.embedding import reference as embedding_reference
 from headrace.kernels.embedding import triton as embedding
+from headrace.kernels.linear import cublaslt, triton_gated
 from headrace.kernels.linear import reference as linear_reference
 from headrace.kernels.linear import triton as linear
-from headrace.kernels.linear import triton_gated
 from headrace.kernels.low_rank import reference as low_rank_reference
 from headrace.kernels.low_rank import triton as low_rank
 from headrace.kernels.low_rank.stack import LowRankStack, LowRankUpdate
@@ -239,6 +239,27 @@ class Comparisons:
             return float("inf")
         return max(errors)
 
+    def library_algorithms(self, tokens: int, rows: int, columns: int, wide: bool) -> float:
+        """The worst of cuBLASLt's algorithms, storing and adding; infinite where it has none."""
+        x, weight = self.random(tokens, columns), self.random(rows, columns)
+        out = self.poisoned(tokens, rows, dtype=torch.float32 if wide else self.dtype)
+        before = self.random(tokens, rows, dtype=out.dtype)
+        expected = torch.full_like(out, float("nan"), dtype=torch.float32)
+        linear_reference.linear(x, weight, None, expected)
+        library = cublaslt.loaded(x.device)
+        found = [] if library is None else library.algorithms(x, weight, out, 32)
+        errors = [] if found else [float("inf")]
+        for algorithm in found:
+            choice = linear.GemmChoice(kind="cublaslt", algorithm=algorithm)
+            out.fill_(float("nan"))
+            linear.linear(x, weight, None, out, choice, linear.GemmWorkspace(x.device), self.traits)
+            errors.append(relative_error(out, expected))
+            if not wide:
+                out.copy_(before)
+                linear.add_linear(x, weight, out, choice)
+                errors.append(relative_error(out, expected + before.float()))
+        return max(errors)
+
     def gated_linear(self, tokens: int, width: int, columns: int, bias: bool) -> float:
         x, weight = self.random(tokens, columns), self.random(2 * width, columns) * columns**-0.5
         offset = self.random(2 * width) if bias else None
@@ -437,6 +458,11 @@ def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
             yield (
                 f"linear {tokens}x{rows}x{columns} {choice.label()} {name}",
                 partial(here.linear, tokens, rows, columns, choice, bias, wide),
+            )
+        for tokens, rows, columns, wide in ((128, 4096, 14336, False), (33, 8192, 1024, True)):
+            yield (
+                f"library algorithms {tokens}x{rows}x{columns} {name}",
+                partial(here.library_algorithms, tokens, rows, columns, wide),
             )
 
 

@@ -301,7 +301,10 @@ class TritonOperations:
         """residual += x @ weight.T + bias; out = RMSNorm(residual) * norm_weight."""
         matrix = cast(DenseMatrix, weight)
         if matrix.bias is None and x.shape[0] >= gemm.FEWEST_TOKENS_ADDED:
-            gemm.add_library_linear(x, matrix.weight, residual)
+            choice = self.tuner.choose(
+                weight.out_features, weight.in_features, x.shape[0], wide_output=False
+            )
+            gemm.add_linear(x, matrix.weight, residual, choice)
             self.rms_norm(residual, norm_weight, eps, out)
         else:
             self.linear(x, weight, delta)
