@@ -84,6 +84,7 @@ def test_nothing_is_timed_on_zeros() -> None:
     [
         (("gemm", "--model", "llama9-8b"), "no built-in shape is called `llama9-8b`"),
         (("attention", "--contexts", "9000"), "exceeds the 8192 positions of smollm2-135m"),
+        (("attention", "--batches", "100000"), "100000 sequences of 2048 tokens need"),
         (("gemm", "--tokens", "none"), "'none' is not a list of positive integers"),
         (("kernels", "--backend", "cuda"), "--backend must be one of"),
     ],

@@ -10,13 +10,16 @@ import torch
 
 from headrace.benchmark.kernels.timing import ColdTimer
 from headrace.checkpoint.config import ModelConfig
+from headrace.hardware.memory import available_bytes
 from headrace.kernels.case import KernelCase
+from headrace.link.errors import ConfigurationError
 from headrace.modeling.activations import Activations
 from headrace.modeling.backends.backend import CapturesGraphs, Computation
 from headrace.modeling.backends.choose import BackendChoice
 from headrace.modeling.decoder import Decoder
 from headrace.modeling.loading.load import random_decoder
 from headrace.modeling.operations import LayerCache
+from headrace.modeling.runner import cache_bytes_per_block
 from headrace.modeling.step import StepInputs
 
 BLOCK_SIZE = 16
@@ -44,12 +47,23 @@ class Workbench:
     def build(
         cls, choice: BackendChoice, config: ModelConfig, tokens: int, rows: int, length: int
     ) -> Workbench:
-        """Layers of random weights, buffers for ``tokens``, pages for ``rows`` × ``length``."""
+        """Layers of random weights, buffers for ``tokens``, pages for ``rows`` × ``length``.
+
+        Raises:
+            ConfigurationError: the pages do not fit the device.
+        """
         config = msgspec.structs.replace(config, num_layers=min(config.num_layers, _MOST_LAYERS))
         operations = choice.backend.operations
         decoder = random_decoder(config, 0, operations, length)
         logit_rows, tokens = tokens, max(tokens, _FILLED_AT_ONCE)
         pages = -(-length // BLOCK_SIZE)
+        needed = rows * pages * cache_bytes_per_block(decoder, BLOCK_SIZE)
+        left = available_bytes(choice.device)
+        if needed > left:
+            raise ConfigurationError(
+                f"{rows} sequences of {length} tokens need {needed / 2**30:.2f} GiB of KV cache, "
+                f"{left / 2**30:.2f} GiB are left: ask for fewer or shorter ones"
+            )
 
         def ints(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=choice.device)

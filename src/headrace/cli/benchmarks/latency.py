@@ -28,6 +28,9 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 @click.option("--decode", default="", metavar="CASES", help="Time these decode steps only: 1x128,…")
 @click.option("--prefill", default="", metavar="CASES", help="Time these prefills only: 8x1024,…")
 @click.option("--warmups", type=click.IntRange(min=0), default=2, help="[2]")
+@click.option(
+    "--settle", type=click.FloatRange(min=0), default=1.0, help="Seconds of warm-up at least. [1]"
+)
 @click.option("--runs", type=click.IntRange(min=1), default=10, help="[10]")
 @click.option("--prefill-runs", type=click.IntRange(min=1), help="[as --runs]")
 @click.option("--backend", default="auto", help="auto, native, triton or torch. [auto]")
@@ -47,6 +50,7 @@ def command(
     decode: str,
     prefill: str,
     warmups: int,
+    settle: float,
     runs: int,
     prefill_runs: int | None,
     profile: str,
@@ -73,7 +77,7 @@ def command(
     profiled = pairs_of("--profile", profile)
     cases = named_cases(decode, prefill) or grid(batches, contexts, decode_lengths)
     options = EngineOptions(**engine_options)  # type: ignore[arg-type]
-    repeats = Repeats(warmups, prefill_runs or runs, runs)
+    repeats = Repeats(warmups, settle, prefill_runs or runs, runs)
     with console.status(f"loading {options.model or 'the built-in model'}"):
         engine = prepare_engine(options, cases)
     if profiled and not engine.measured.on_gpu:
