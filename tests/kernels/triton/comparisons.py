@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import sampling_comparison
 import torch
 
 from headrace.kernels.activation import reference as activation_reference
@@ -310,13 +311,17 @@ class Comparisons:
             logits[1] = float("-inf")
             logits[2, 3] = float("inf")
         find = sampling.MostLikely(rows, self.device, self.traits)
+        places = torch.randperm(rows, device=self.device).to(torch.int32)
+        last = torch.full((rows,), -1, dtype=torch.int32, device=self.device)
         wrong = torch.zeros(rows, dtype=torch.bool, device=self.device)
         for _ in range(2):
-            token_ids, finite = find(logits)
+            find.find(logits, places, last)
+            token_ids, finite = find.token_ids, find.finite
             expected = logits.amax(-1).isfinite()
             wrong |= finite != expected
             wrong |= expected & (token_ids != logits.argmax(-1))
             wrong |= (token_ids < 0) | (token_ids >= vocab_size)
+            wrong |= last[places.long()] != token_ids
         wrong[0] |= bool(rows > 1 and token_ids[0] != 7)
         return float(wrong.float().mean())
 
@@ -334,10 +339,27 @@ def skinny(
     )  # fmt: skip
 
 
+def sampling_cases(
+    device: torch.device, traits: GpuTraits, vocab_size: int, block: int, seeds: int
+) -> Iterator[Case]:
+    """The sampler's kernels; an error is a share of wrong rows, or of log-probabilities."""
+    shape = vocab_size, device, traits, block
+    name = f"{vocab_size} float32"
+    for tied in (False, True):
+        case = partial(sampling_comparison.draws, *shape, seeds, tied=tied)
+        yield f"sampling draws tied={tied} {name}", case
+    yield f"sampling neighbours {name}", partial(sampling_comparison.neighbours, *shape)
+    yield f"sampling penalties {name}", partial(sampling_comparison.penalties, *shape)
+    yield f"sampling logprobs {name}", partial(sampling_comparison.logprobs, *shape)
+    yield f"sampling feeding {name}", partial(sampling_comparison.feeding, *shape)
+
+
 def interpreted_cases() -> Iterator[Case]:
     """Tiny shapes for the interpreter."""
     # Imported here: with a GPU this script is about kernels alone.
     from decoder_comparison import decoder_error
+
+    yield from sampling_cases(torch.device("cpu"), INTERPRETED, 600, 256, 1)
 
     yield "decoder fused float16", partial(decoder_error, INTERPRETED, adapted=False)
     yield "decoder adapted float16", partial(decoder_error, INTERPRETED, adapted=True)
@@ -395,6 +417,8 @@ def interpreted_cases() -> Iterator[Case]:
 
 def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
     """Real and odd shapes on a device."""
+    for vocab_size in (128256, 32003):
+        yield from sampling_cases(torch.device("cuda"), traits, vocab_size, 4096, 6)
     for dtype in (torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
         here = Comparisons(torch.device("cuda"), dtype, traits)

@@ -40,6 +40,7 @@ from headrace.modeling.operations import (
     Linear,
     WeightPart,
 )
+from headrace.modeling.sampling.device_sampler import DeviceSampler
 from headrace.modeling.step import StepInputs
 
 _DTYPES = (torch.bfloat16, torch.float16)
@@ -388,6 +389,15 @@ class TritonBackend:
     def operations(self) -> TritonOperations:
         """The operations; each launches at once."""
         return self._operations
+
+    def make_sampler(
+        self, max_rows: int, max_length: int, max_logits: int, vocab_size: int
+    ) -> DeviceSampler:
+        """Kernels of our own: nothing is allocated after."""
+        operations = self._operations
+        return DeviceSampler(
+            max_rows, max_length, max_logits, vocab_size, operations.device, operations.traits
+        )
 
     def compile(
         self, computation: Computation, step: StepInputs, activations: Activations
