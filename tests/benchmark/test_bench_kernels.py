@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from headrace.benchmark.kernels.workbench import Workbench
 from headrace.benchmark.record import load_record
 from headrace.checkpoint.shapes import shape
 from headrace.cli.main import main
 from headrace.kernels.attention.cases import attention_case
 from headrace.kernels.linear.cases import linear_cases
+from headrace.modeling.backends.choose import choose_backend
 
 SHAPE = shape("llama3-8b")
 
@@ -65,11 +67,24 @@ def test_every_kernel_is_timed_against_its_floor(tmp_path: Path, capsys) -> None
     assert min(rates.values()) > 0
 
 
+def test_nothing_is_timed_on_zeros() -> None:
+    choice = choose_backend("native", "cpu", "auto", head_dim=64, block_size=16, threads=1)
+    bench = Workbench.build(choice, shape("smollm2-135m"), tokens=4, rows=3, length=40)
+    buffers = bench.buffers
+    for name in ("residual", "normed", "qkv", "attended", "delta", "gate_up", "activated", "final"):
+        assert getattr(buffers, name).count_nonzero() > 0.99 * getattr(buffers, name).numel(), name
+    for cache in bench.caches:
+        # Rows of 48 slots: the pages of three sequences, wholly written.
+        assert cache.keys.count_nonzero() > 0.99 * cache.keys.numel()
+        assert cache.values.count_nonzero() > 0.99 * cache.values.numel()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (("gemm", "--model", "llama9-8b"), "no built-in shape is called `llama9-8b`"),
         (("attention", "--contexts", "9000"), "exceeds the 8192 positions of smollm2-135m"),
+        (("attention", "--batches", "100000"), "100000 sequences of 2048 tokens need"),
         (("gemm", "--tokens", "none"), "'none' is not a list of positive integers"),
         (("kernels", "--backend", "cuda"), "--backend must be one of"),
     ],

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from headrace.benchmark.latency.cases import Case, grid, named_cases
-from headrace.benchmark.latency.generation import prefill_steps
+from headrace.benchmark.latency.generation import Times, prefill_steps
+from headrace.benchmark.latency.sweep import Repeats, measure_cases
+from headrace.benchmark.measured_device import MeasuredDevice
 from headrace.benchmark.record import load_record
 from headrace.cli.main import main
 from headrace.link.errors import ConfigurationError
@@ -69,9 +74,51 @@ def test_prefill_steps_cover_each_prompt_in_order_within_the_budget(batch, conte
         assert [entry.samples for entry in entries] == [False] * (len(entries) - 1) + [True]
 
 
+class StubGenerator:
+    """Counts what it is asked for; a generation takes a millisecond."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int, int]] = []
+
+    def prepare(self, batch: int, length: int) -> None:
+        pass
+
+    def generate(self, batch: int, context: int, new_tokens: int) -> Times:
+        self.asked.append((batch, context, new_tokens))
+        time.sleep(1e-3)
+        return Times(1e-3 * new_tokens, 2e-3 * new_tokens)
+
+
+@pytest.mark.parametrize(("settle", "fewest"), [(0.0, 3), (0.1, 30)])
+def test_warm_ups_go_on_until_the_device_has_settled(settle: float, fewest: int) -> None:
+    generator, told = StubGenerator(), []
+    engine = SimpleNamespace(
+        generator=generator, weights="bf16", kv="bf16", measured=MeasuredDevice(torch.device("cpu"))
+    )
+    repeats = Repeats(warmups=3, settle_seconds=settle, prefill=2, decode=1)
+    cases = [Case(4, 16, prefill=True)]
+    rows = list(measure_cases(engine, cases, repeats, told.append))
+    assert rows[0].samples == [2.0, 2.0]
+    assert len(generator.asked) >= fewest + 2
+    if not settle:
+        assert len(generator.asked) == 5
+    assert told == ["4 × 16 tokens"] * repeats.of(cases[0])
+
+
 def test_a_run_is_shown_and_recorded_with_every_sample(tmp_path: Path, capsys, monkeypatch) -> None:
     arguments = ["smollm2-135m", "--random-weights", "--batches", "1,2", "--sequence-length", "20"]
-    arguments += ["--decode-length", "4", "--warmups", "0", "--runs", "1", "--threads", "1"]
+    arguments += [
+        "--decode-length",
+        "4",
+        "--warmups",
+        "0",
+        "--settle",
+        "0",
+        "--runs",
+        "1",
+        "--threads",
+        "1",
+    ]
     monkeypatch.setattr(sys, "argv", ["headrace", "bench", "latency", *arguments])
     assert bench(*arguments, "--out", str(tmp_path)) == 0
     shown = capsys.readouterr().out

@@ -86,6 +86,8 @@ def test_sizes_count_what_the_model_has(saved_model):
 def test_builtin_sizes(builtin):
     assert parameter_count(builtin.config) == 134_515_008
     assert kv_bytes_per_token(builtin.config, "bfloat16") == 23_040
+    # 64 bytes and a scale, of 3 key heads and 3 value heads in 30 layers.
+    assert kv_bytes_per_token(builtin.config, "int8") == 30 * 6 * 68
     assert stored_bytes(builtin.config, builtin.tensors) < 98_362_432
 
 

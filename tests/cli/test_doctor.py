@@ -19,7 +19,9 @@ def doctor(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, st
     return end.value.code, capsys.readouterr().out
 
 
-def test_everything_a_bug_report_needs_is_told(capsys):
+def test_everything_a_bug_report_needs_is_told(capsys, monkeypatch):
+    monkeypatch.setenv("HEADRACE_COMMIT", "abc123")
+    monkeypatch.setenv("HF_TOKEN", "never shown")
     status, out = doctor(capsys, "--json")
     told = json.loads(out)
     assert status == 0
@@ -27,12 +29,17 @@ def test_everything_a_bug_report_needs_is_told(capsys):
         "Machine",
         "Versions",
         "Optional libraries",
+        "Environment",
         "GPUs and drivers",
         "Native kernels",
         "Measured",
         "Backends",
     }
+    assert told["Versions"]["headrace"].endswith("commit abc123")
     assert told["Versions"]["torch"] == torch.__version__
+    assert told["Environment"]["HEADRACE_COMMIT"] == "abc123"
+    assert "HF_TOKEN" in told["Environment"]
+    assert "never shown" not in out
     assert told["Optional libraries"]["peft"][0].isdigit()
     copy = told["Measured"]["cpu copy"]
     assert copy.endswith("GB/s")

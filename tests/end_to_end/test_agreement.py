@@ -73,14 +73,15 @@ def hard_prompts(vocab_size: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("backend", "dtype", "packed_weights", "tolerance"),
+    ("backend", "dtype", "packed_weights", "kv_cache_dtype", "tolerance"),
     [
-        ("torch", "float32", False, 0.01),
-        ("native", "float32", False, 0.01),
-        ("native", "bfloat16", False, 0.6),
-        ("native", "bfloat16", True, 1.0),
+        ("torch", "float32", False, "auto", 0.01),
+        ("native", "float32", False, "auto", 0.01),
+        ("native", "bfloat16", False, "auto", 0.6),
+        ("native", "bfloat16", True, "auto", 1.0),
+        ("native", "float32", False, "int8", 0.6),
     ],
-    ids=["torch-float32", "native-float32", "native-bfloat16", "native-packed"],
+    ids=["torch-float32", "native-float32", "native-bfloat16", "native-packed", "native-int8-kv"],
 )
 def test_generated_tokens_agree_with_transformers(
     checkpoint: Checkpoint,
@@ -88,6 +89,7 @@ def test_generated_tokens_agree_with_transformers(
     backend: str,
     dtype: str,
     packed_weights: bool,
+    kv_cache_dtype: str,
     tolerance: float,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -95,6 +97,7 @@ def test_generated_tokens_agree_with_transformers(
         backend=backend,
         dtype=dtype,
         packed_weights=packed_weights,
+        kv_cache_dtype=kv_cache_dtype,
         max_batch_size=16,
         max_batch_prefill_tokens=40,
         max_batch_total_tokens=896,
@@ -128,7 +131,7 @@ def test_generated_tokens_agree_with_transformers(
     packed = " packed" if packed_weights else ""
     with capsys.disabled():
         print(
-            f"\n{backend} {dtype}{packed}: log-probability error mean "
+            f"\n{backend} {dtype}{packed}, KV {kv_cache_dtype}: log-probability error mean "
             f"{sum(errors) / len(errors):.2e} worst {max(errors):.2e}; "
             f"{close_calls} near ties of {len(errors)} tokens"
         )

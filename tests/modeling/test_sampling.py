@@ -20,7 +20,8 @@ from transformers.generation.logits_process import (
 
 from headrace.kernels.sampling import reference
 from headrace.link.sampling import SamplingParams
-from headrace.modeling.sampling.sampler import SampledTokens, Sampler
+from headrace.modeling.sampling.sampled_tokens import SampledTokens
+from headrace.modeling.sampling.sampler import Sampler
 from headrace.modeling.sampling.uniform import uniforms
 
 VOCAB = 3000
@@ -43,7 +44,8 @@ def sample(
         sampler.set_row(row, sampling, PROMPT, output, EOS)
     rows = np.arange(len(params), dtype=np.int32)
     position = len(PROMPT) + len(output)
-    return sampler.sample(logits, rows, np.full(len(params), position, dtype=np.int32))
+    positions = np.full(len(params), position, dtype=np.int32)
+    return sampler.sample(logits, rows, positions, torch.from_numpy(rows))
 
 
 def transformers_warped(row: torch.Tensor, sampling: SamplingParams, output: list[int]) -> Any:
@@ -190,7 +192,9 @@ def test_penalties_see_the_tokens_that_were_sampled_meanwhile() -> None:
     logits[0, 100], logits[0, 200], logits[0, 300] = 3.0, 2.0, 1.0
     row = np.zeros(1, dtype=np.int32)
     chosen = [
-        sampler.sample(logits, row, np.array([len(PROMPT) + i], dtype=np.int32)).token_ids.item()
+        sampler.sample(
+            logits, row, np.array([len(PROMPT) + i], dtype=np.int32), torch.from_numpy(row)
+        ).token_ids.item()
         for i in range(3)
     ]
     assert chosen == [100, 200, 300]
@@ -247,6 +251,7 @@ def test_a_cleared_row_leaves_nothing_behind() -> None:
     sampler.clear_row(0)
     sampler.set_row(0, SamplingParams(), PROMPT, [], EOS)
     logits = logits_of(1)
-    result = sampler.sample(logits, np.zeros(1, np.int32), np.full(1, 5, np.int32))
+    row = np.zeros(1, np.int32)
+    result = sampler.sample(logits, row, np.full(1, 5, np.int32), torch.from_numpy(row))
     assert result.token_ids.item() == logits.argmax().item()
     assert result.logprobs is None

@@ -46,6 +46,30 @@ def test_a_chunk_cap_lets_prompts_share_a_step(simulate: Any) -> None:
     assert shape(simulation.step()) == [(0, 6, 1, True), (1, 6, 1, True)]
 
 
+def test_prompts_fill_a_smaller_budget_beside_sequences_that_decode(simulate: Any) -> None:
+    simulation = simulate(token_budget=30, mixed_token_budget=6, num_blocks=64, prefix_cache=False)
+    simulation.add([1] * 20, 20, ignore_eos=True)
+    # Alone a prompt has the whole budget.
+    assert shape(simulation.step()) == [(0, 0, 20, True)]
+    simulation.add([2] * 9, 20, ignore_eos=True)
+    assert shape(simulation.step()) == [(0, 20, 1, True), (1, 0, 5, False)]
+    assert shape(simulation.step()) == [(0, 21, 1, True), (1, 5, 4, True)]
+    simulation.run()
+    simulation.check_at_rest()
+
+
+def test_however_many_decode_prompts_get_as_many_tokens(simulate: Any) -> None:
+    simulation = simulate(token_budget=30, max_running=8, mixed_token_budget=1, num_blocks=128)
+    for token in range(1, 6):
+        simulation.add([token], 30, ignore_eos=True)
+    simulation.step()
+    simulation.add([7] * 8, 5, ignore_eos=True)
+    assert [item.num_tokens for item in simulation.step().scheduled] == [1] * 5 + [5]
+    assert [item.num_tokens for item in simulation.step().scheduled] == [1] * 5 + [3]
+    simulation.run()
+    simulation.check_at_rest()
+
+
 def test_every_running_sequence_advances_in_every_step(simulate: Any) -> None:
     simulation = simulate(token_budget=4, max_running=4, num_blocks=64)
     for token in range(1, 5):

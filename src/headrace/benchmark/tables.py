@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 from rich import box
 from rich.table import Table
 
-from headrace.benchmark.record import Row
+from headrace.benchmark.record import Condition, Row
 from headrace.benchmark.summary import Summary
 
 _FACTS = ("batch", "context", "new_tokens")
 _SUMMARY = ("average", "lowest", "highest", "p50", "p90", "p99")
 
+Cells = dict[str, Condition | None]
 
-def samples_table(rows: Iterable[Row]) -> Table:
+
+def samples_table(rows: Sequence[Row]) -> Table:
     """One line a row: what was measured, where, and the summary of its samples."""
-    return _table(list(rows), rates=None)
+    return _table(list(rows), None)
 
 
-def latency_table(rows: Sequence[Row]) -> Table:
-    """The same for times that are each followed by the throughput that they mean."""
+def latency_tables(rows: Sequence[Row]) -> Iterator[Table]:
+    """A table a time, each with the throughput that it means: the row that follows it.
+
+    Rows of other units come last, in one table.
+    """
     rates = {
         id(time): rate for time, rate in pairwise(rows) if time.unit == "ms" and rate.unit == "1/s"
     }
-    return _table([row for row in rows if row.unit != "1/s"], rates)
+    times = [row for row in rows if id(row) in rates]
+    for metric in dict.fromkeys(row.metric for row in times):
+        yield _table([row for row in times if row.metric == metric], rates)
+    told = {id(row) for row in (*times, *rates.values())}
+    rest = [row for row in rows if id(row) not in told]
+    if rest:
+        yield _table(rest, None)
 
 
 def number(value: float) -> str:
@@ -37,23 +48,50 @@ def number(value: float) -> str:
 
 
 def _table(rows: list[Row], rates: dict[int, Row] | None) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    facts = [name for name in _FACTS if any(getattr(row, name) is not None for row in rows)]
-    conditions = sorted({name for row in rows for name in row.conditions})
-    table.add_column("metric", no_wrap=True)
-    last = ("tokens/s", "samples") if rates is not None else ("samples",)
-    for name in (*facts, *conditions, *_SUMMARY, *last):
-        table.add_column(name.replace("_", " "), justify="right")
-    for row in rows:
-        cells = [getattr(row, name) for name in facts]
-        cells += [row.conditions.get(name) for name in conditions]
-        texts = ["" if cell is None else str(cell) for cell in cells]
-        texts += [number(value) for value in Summary.of(row.samples)]
+    """What all rows have in common is the title; with ``rates`` that is the metric too.
+
+    n is the number of samples. Times of a latency sweep fit 80 columns.
+    """
+    facts = [_facts(row) for row in rows]
+    names = list(dict.fromkeys(name for each in facts for name in each))
+    common = [name for name in names if len({each.get(name) for each in facts}) == 1]
+    varying = [name for name in names if name not in common]
+    shared = ", ".join(f"{_spoken(name)} {facts[0][name]}" for name in common)
+    title = ": ".join(filter(None, (rows[0].metric if rates else "", shared)))
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        header_style="bold",
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        title=title or None,
+        title_justify="left",
+        title_style="",
+    )
+    if rates is None:
+        table.add_column("metric", no_wrap=True)
+    last = ("n",) if rates is None else ("tokens/s", "n")
+    for name in (*map(_spoken, varying), *_SUMMARY, *last):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row, each in zip(rows, facts, strict=True):
+        cells = [] if rates else [_with_unit(row)]
+        cells += ["" if each.get(name) is None else str(each[name]) for name in varying]
+        cells += [number(value) for value in Summary.of(row.samples)]
         if rates is not None:
-            rate = rates.get(id(row))
-            texts.append("" if rate is None else number(rate.value))
-        named = row.metric.endswith(("_ms", "_per_s", "_gib"))
-        table.add_row(
-            row.metric if named else f"{row.metric} ({row.unit})", *texts, str(len(row.samples))
-        )
+            cells.append(number(rates[id(row)].value))
+        table.add_row(*cells, str(len(row.samples)))
     return table
+
+
+def _facts(row: Row) -> Cells:
+    """What was measured where, as far as it is said."""
+    own: Cells = {name: getattr(row, name) for name in _FACTS}
+    return {name: value for name, value in (own | row.conditions).items() if value is not None}
+
+
+def _spoken(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _with_unit(row: Row) -> str:
+    told = row.metric.endswith(("_ms", "_per_s", "_gib", "_s", "_us"))
+    return row.metric if told else f"{row.metric} ({row.unit})"

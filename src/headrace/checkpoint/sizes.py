@@ -48,8 +48,12 @@ def stored_bytes(config: ModelConfig, tensors: Mapping[str, TensorEntry]) -> int
 
 
 def kv_bytes_per_token(config: ModelConfig, dtype: str) -> int:
-    """Bytes of keys and values that one token takes in the cache, over all layers."""
-    return 2 * config.num_layers * config.kv_size * BYTES_PER_ITEM[dtype]
+    """Bytes of keys and values that one token takes in the cache, over all layers.
+
+    ``int8`` has a float32 scale for each key head and each value head.
+    """
+    head_bytes = config.head_dim * BYTES_PER_ITEM[dtype] + (4 if dtype == "int8" else 0)
+    return 2 * config.num_layers * config.num_kv_heads * head_bytes
 
 
 def step_buffer_bytes(

@@ -8,6 +8,7 @@ from headrace.cli.lazy_group import LazyGroup
 
 _BENCHMARKS = {
     "latency": "The engine alone, no HTTP: prefill, a decode step, whole generations.",
+    "offline": "Many requests at once through LLM, no HTTP: tokens a second.",
     "serve": "Open-loop load against an OpenAI- or TGI-compatible server.",
     "finetune": "Step time, tokens a second and memory of LoRA training, ours and stock PEFT.",
     "gemm": "Matrix products against their floor on this device.",

@@ -32,6 +32,8 @@ def command(as_json: bool, measure: bool) -> int:
     console = Console(highlight=False)
     for title, pairs in found:
         table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
         for name, value in pairs:
             table.add_row(f"  {name}", escape(value))
         console.print(f"[bold]{title}[/bold]", table, "", sep="\n")

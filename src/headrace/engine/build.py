@@ -62,6 +62,7 @@ def build_engine_from(
         packed_weights=settings.packed_weights
         if settings.packed_weights is not None
         else settings.dtype == "auto",
+        kv_cache_dtype=settings.kv_cache_dtype,
     )
     backend, on_gpu = choice.backend, choice.device.type != "cpu"
     _log.info("backend", name=backend.name, device=str(choice.device), why=choice.reason)
@@ -92,6 +93,7 @@ def build_engine_from(
     scheduler = Scheduler(
         SchedulerLimits(
             token_budget=batch.token_budget,
+            mixed_token_budget=batch.mixed_token_budget,
             max_running=batch.max_batch_size,
             max_waiting=settings.max_waiting,
             block_size=cache.block_size,

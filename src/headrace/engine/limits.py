@@ -18,6 +18,12 @@ GPU_RESERVE_BYTES = GIB
 
 _CPU_TOKEN_BUDGET = 512
 _GPU_TOKEN_BUDGET = 8192
+_GPU_MIXED_TOKEN_BUDGET = 512
+"""Of a step in which sequences decode: there prompts fill what reading the weights leaves idle.
+
+Beyond, prompts only hold the others up: 512 tokens multiply as fast as 8192 on an H100.
+"""
+
 _CPU_BATCH_SIZE = 128
 _GPU_BATCH_SIZE = 256
 
@@ -28,6 +34,7 @@ class BatchLimits:
 
     Attributes:
         token_budget: Most tokens computed in one step.
+        mixed_token_budget: The same where sequences decode in it; ``None``: as many.
         max_batch_size: Most sequences that run at once.
         max_total_tokens: Longest sequence that the model and the user permit.
     """
@@ -35,6 +42,7 @@ class BatchLimits:
     token_budget: int
     max_batch_size: int
     max_total_tokens: int
+    mixed_token_budget: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +106,7 @@ def decide_batch(settings: EngineSettings, config: ModelConfig, *, on_gpu: bool)
             f"--max-batch-prefill-tokens {budget} is below --max-batch-size {batch_size}: "
             "a step must hold one token of every running sequence"
         )
-    return BatchLimits(budget, batch_size, max_total)
+    return BatchLimits(budget, batch_size, max_total, _GPU_MIXED_TOKEN_BUDGET if on_gpu else None)
 
 
 def decide_cache(

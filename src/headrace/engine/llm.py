@@ -17,7 +17,14 @@ from headrace.engine.build import build_engine_from
 from headrace.engine.settings import EngineSettings
 from headrace.link.adapters import check_adapter, check_names
 from headrace.link.errors import HeadraceError, InvalidRequest
-from headrace.link.messages import FINISH_STOP, EngineStats, RequestOutput, Submit, TokenLogprob
+from headrace.link.messages import (
+    FINISH_STOP,
+    EngineReady,
+    EngineStats,
+    RequestOutput,
+    Submit,
+    TokenLogprob,
+)
 from headrace.link.sampling import MAX_SEED, SamplingParams
 
 Message = Mapping[str, Any]
@@ -136,6 +143,11 @@ class LLM:
                 best[run.index] = run
         return [best[index].result(several[index]) for index in range(len(several))]
 
+    @property
+    def ready(self) -> EngineReady:
+        """What the engine decided: device, backend, dtype, limits."""
+        return self._ready
+
     def stats(self) -> EngineStats:
         """Counters of the engine: blocks used, prefix hits, preemptions, tokens, seconds."""
         return self._engine.stats()
@@ -191,7 +203,7 @@ class LLM:
         engine = self._engine
         live: dict[int, _Run] = {}
         try:
-            for run in runs:
+            for run in sorted(runs, key=_longest_first):
                 engine.submit(run.submit)
                 live[run.submit.request_id] = run
             columns = (TextColumn("generating"), BarColumn(), MofNCompleteColumn())
@@ -213,6 +225,15 @@ class LLM:
                     bar.update(task, completed=len(runs) - len(live), tokens=tokens)
         finally:
             engine.abort(list(live))
+
+
+def _longest_first(run: _Run) -> int:
+    """Order of admission where nobody waits for any one of the answers.
+
+    Longest processing time first (Graham, 1969): what takes the most steps begins first, so that
+    the last steps, which cost nearly as much with one sequence as with many, are few.
+    """
+    return -(run.submit.sampling.max_new_tokens or 0)
 
 
 @dataclass(slots=True)

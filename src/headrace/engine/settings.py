@@ -20,6 +20,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         max_batch_size: Most sequences that run at once.
         max_waiting: Most sequences that wait in the engine's queue.
         block_size: Tokens in one KV block.
+        kv_cache_dtype: ``auto``, as activations are, or ``int8`` (native CPU backend).
         kv_cache_bytes: Upper bound of the KV cache when ``max_batch_total_tokens`` is ``None``.
         threads: CPU threads; ``None``: from the machine.
         prefix_cache: Reuse the KV blocks of equal prefixes.
@@ -46,6 +47,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_size: int | None = None
     max_waiting: int = 4096
     block_size: int = 16
+    kv_cache_dtype: str = "auto"
     kv_cache_bytes: int | None = None
     threads: int | None = None
     prefix_cache: bool = True

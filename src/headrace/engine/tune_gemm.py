@@ -30,7 +30,9 @@ class TunedGemm:
 
     @property
     def gain(self) -> float:
-        """Share of the library's time that the choice saves."""
+        """Share of the library's time that the choice saves; 0 where it was not measured."""
+        if not self.library_microseconds:
+            return 0.0
         return 1.0 - self.microseconds / self.library_microseconds
 
 

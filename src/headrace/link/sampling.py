@@ -36,6 +36,8 @@ class Bound:
 
 
 MAX_SEED = 2**64 - 1
+MOST_TOP_TOKENS = 1024
+MOST_BIASED_TOKENS = 1024
 
 BOUNDS: dict[str, Bound] = {
     "temperature": Bound(gt=0.0),
@@ -47,7 +49,7 @@ BOUNDS: dict[str, Bound] = {
     "presence_penalty": Bound(ge=-2.0, le=2.0),
     "max_new_tokens": Bound(gt=0),
     "min_new_tokens": Bound(ge=0),
-    "top_n_tokens": Bound(ge=0),
+    "top_n_tokens": Bound(ge=0, le=MOST_TOP_TOKENS),
     "truncate": Bound(gt=0),
     "best_of": Bound(gt=0),
     "seed": Bound(ge=0, le=MAX_SEED),
@@ -125,6 +127,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
                 raise InvalidRequest(field, value, str(bound))
         if self.best_of > 1 and not self.do_sample:
             raise InvalidRequest("best_of", self.best_of, "1 unless do_sample is true")
+        if len(self.logit_bias) > MOST_BIASED_TOKENS:
+            raise InvalidRequest(
+                "logit_bias", f"{len(self.logit_bias)} tokens", f"<= {MOST_BIASED_TOKENS} tokens"
+            )
         for token, bias in self.logit_bias.items():
             if not Bound(ge=-100.0, le=100.0).admits(bias):
                 raise InvalidRequest(f"logit_bias.{token}", bias, "a number >= -100 and <= 100")

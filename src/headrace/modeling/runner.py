@@ -21,9 +21,11 @@ from headrace.modeling.backends.backend import Backend, CapturesGraphs
 from headrace.modeling.batch import ScheduledTokens, StepSize, write_batch
 from headrace.modeling.decoder import Decoder
 from headrace.modeling.sampling.greedy import ChoosesMostLikely
-from headrace.modeling.sampling.sampler import SampledTokens, Sampler
+from headrace.modeling.sampling.sampled_tokens import SampledTokens
+from headrace.modeling.sampling.sampler import Sampler
+from headrace.modeling.sampling.token_sampler import MakesSampler, TokenSampler
 from headrace.modeling.step_buffers import HostStep, Int32Array, StepBuffers
-from headrace.modeling.step_result import PendingStep, StepResult
+from headrace.modeling.step_result import PendingStep, PromptLogprobs, StepResult
 
 __all__ = [
     "ModelRunner",
@@ -89,7 +91,7 @@ class _PromptLogits:
     """Which logits of a step are wanted for prompt log-probabilities, after the sampled ones."""
 
     entry: int
-    targets: list[int]
+    count: int
 
 
 def cache_bytes_per_block(decoder: Decoder, block_size: int) -> int:
@@ -153,11 +155,7 @@ class ModelRunner:
         self._head = backend.compile(
             lambda _, buffers: decoder.compute_logits(buffers), inputs, activations
         )
-        own_choice = backend.most_likely if isinstance(backend, ChoosesMostLikely) else None
-        self._sampler = Sampler(
-            limits.max_rows, limits.max_length, config.vocab_size, self._device, own_choice
-        )
-        self._last_token = torch.zeros(limits.max_rows, dtype=torch.int32, device=self._device)
+        self._sampler = _sampler_of(backend, limits, config.vocab_size)
         self._prompts: dict[int, list[int]] = {}
 
     def set_row(
@@ -217,9 +215,11 @@ class ModelRunner:
         prompt_logits, num_logits = self._ask_for_logits(host, batch, sampling)
         self._buffers.publish()
         if size.num_fed:
-            fed_tokens = self._buffers.section("fed_tokens")[: size.num_fed]
-            fed_rows = self._buffers.section("fed_rows")[: size.num_fed]
-            self._buffers.inputs.token_ids[fed_tokens] = self._last_token[fed_rows]
+            self._sampler.feed(
+                self._buffers.inputs.token_ids,
+                self._buffers.section("fed_tokens")[: size.num_fed],
+                self._buffers.section("fed_rows")[: size.num_fed],
+            )
         body = self._adapted_body if size.uses_adapters else self._body
         body.run(
             size.num_tokens,
@@ -229,7 +229,7 @@ class ModelRunner:
             size.max_context_length,
         )
         if not num_logits:
-            return PendingStep(self._device, None, [], {})
+            return PendingStep(self._device, None, [], PromptLogprobs([], []))
         first_logits = min(num_logits, self._activations.logits.shape[0])
         self._compute_logits(size, first_logits)
         sampled: SampledTokens | None = None
@@ -237,11 +237,10 @@ class ModelRunner:
         if sampling:
             rows = host.sampling_rows[: len(sampling)]
             positions = host.positions[host.sampled_tokens[: len(sampling)]] + 1
-            sampled = self._sampler.sample(
-                self._activations.logits[: len(sampling)], rows, positions
-            )
             on_device = self._buffers.section("sampling_rows")[: len(sampling)]
-            self._last_token[on_device] = sampled.token_ids.int()
+            sampled = self._sampler.sample(
+                self._activations.logits[: len(sampling)], rows, positions, on_device
+            )
             wanted = [self._sampler.wanted(row) for row in rows.tolist()]
         logprobs = self._prompt_logprobs(size, prompt_logits, len(sampling), first_logits)
         return PendingStep(self._device, sampled, wanted, logprobs)
@@ -281,6 +280,10 @@ class ModelRunner:
                 self.execute(drawing)
             for row in rows:
                 self.clear_row(row)
+            self.execute([ScheduledTokens(0, last, None, samples=True)])
+            self.set_row(0, SamplingParams(decoder_input_details=True), [0] * longest)
+            self.execute([ScheduledTokens(0, 0, [0] * longest, samples=True)])
+            self.clear_row(0)
 
     def capture_graphs(self) -> None:
         """Capture what the backend can replay; nothing where it cannot."""
@@ -312,10 +315,12 @@ class ModelRunner:
                 first = int(host.query_start[index])
                 count = int(host.query_start[index + 1]) - first
                 targets = prompt[entry.start + 1 : entry.start + 1 + count]
-                wanted.append(_PromptLogits(index, targets))
+                wanted.append(_PromptLogits(index, len(targets)))
                 host.sampled_tokens[total : total + len(targets)] = np.arange(
                     first, first + len(targets)
                 )
+                place = total - len(sampling)
+                host.prompt_targets[place : place + len(targets)] = targets
                 total += len(targets)
         return wanted, total
 
@@ -330,20 +335,17 @@ class ModelRunner:
 
     def _prompt_logprobs(
         self, size: StepSize, wanted: list[_PromptLogits], first: int, computed: int
-    ) -> dict[int, torch.Tensor]:
+    ) -> PromptLogprobs:
         """Log-probabilities of prompt tokens, as many rows of logits at once as the buffer holds.
 
         Args:
             first: Number of the first such row among the step's sampled tokens.
             computed: Rows of logits that the buffer holds already.
         """
-        if not wanted:
-            return {}
-        flat = [token for part in wanted for token in part.targets]
-        targets = torch.tensor(flat, device=self._device)[:, None]
-        result = torch.empty(len(flat), device=self._device)
+        targets = self._buffers.section("prompt_targets")
         final, logits = self._activations.final, self._activations.logits
-        buffer_start, done, total = 0, first, first + len(flat)
+        buffer_start, done, total = 0, first, first + sum(part.count for part in wanted)
+        parts: list[torch.Tensor] = []
         while done < total:
             if done == computed:
                 count = min(logits.shape[0], total - computed)
@@ -351,12 +353,20 @@ class ModelRunner:
                 final[:count] = final[computed : computed + count]
                 self._compute_logits(size, count)
                 buffer_start, computed = computed, computed + count
-            rows = logits[done - buffer_start : computed - buffer_start]
-            part = slice(done - first, computed - first)
-            result[part] = rows.gather(-1, targets[part])[:, 0] - rows.logsumexp(-1)
+            parts.append(
+                self._sampler.token_logprobs(
+                    logits, done - buffer_start, targets, done - first, computed - done
+                )
+            )
             done = computed
-        sizes = [len(part.targets) for part in wanted]
-        return {
-            part.entry: logprobs
-            for part, logprobs in zip(wanted, torch.split(result, sizes), strict=True)
-        }
+        return PromptLogprobs([(part.entry, part.count) for part in wanted], parts)
+
+
+def _sampler_of(backend: Backend, limits: RunnerLimits, vocab_size: int) -> TokenSampler:
+    if isinstance(backend, MakesSampler):
+        return backend.make_sampler(
+            limits.max_rows, limits.max_length, limits.max_tokens, vocab_size
+        )
+    own_choice = backend.most_likely if isinstance(backend, ChoosesMostLikely) else None
+    device = backend.operations.device
+    return Sampler(limits.max_rows, limits.max_length, vocab_size, device, own_choice)

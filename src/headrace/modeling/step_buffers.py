@@ -13,14 +13,25 @@ from headrace.modeling.step import StepInputs
 Int32Array = npt.NDArray[np.int32]
 
 
+_PER_TOKEN = (
+    "token_ids",
+    "positions",
+    "cache_slots",
+    "sampled_tokens",
+    "prompt_targets",
+    "adapter_of_token",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class HostStep:
     """What the host writes for one step, at capacity.
 
     The first seven are those of ``StepInputs``. ``sampling_rows`` [R] are the rows that sample.
     ``fed_tokens`` are indices among the T tokens of those that still lie on the device, sampled
-    there by an earlier step, and ``fed_rows`` the rows that sampled them. ``adapter_of_token`` [T]
-    is written only where the model carries adapters.
+    there by an earlier step, and ``fed_rows`` the rows that sampled them. ``prompt_targets`` are
+    the tokens of prompts whose log-probability is wanted. ``adapter_of_token`` [T] is written only
+    where the model carries adapters.
     """
 
     token_ids: Int32Array
@@ -33,6 +44,7 @@ class HostStep:
     sampling_rows: Int32Array
     fed_tokens: Int32Array
     fed_rows: Int32Array
+    prompt_targets: Int32Array
     adapter_of_token: Int32Array
 
 
@@ -59,8 +71,7 @@ class StepBuffers:
         self, max_tokens: int, max_rows: int, max_blocks: int, block_size: int, device: torch.device
     ) -> None:
         lengths = {field.name: max_rows for field in fields(HostStep)}
-        per_token = ("token_ids", "positions", "cache_slots", "sampled_tokens", "adapter_of_token")
-        for name in per_token:
+        for name in _PER_TOKEN:
             lengths[name] = max_tokens
         lengths["query_start"] = max_rows + 1
         self._sections: dict[str, slice] = {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 
 from headrace.link.messages import TokenLogprob
-from headrace.modeling.sampling.sampler import SampledTokens
+from headrace.modeling.sampling.sampled_tokens import SampledTokens
 
 
 @dataclass(slots=True)
@@ -30,6 +30,33 @@ class StepResult:
     prompt_logprobs: dict[int, list[float]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Log-probabilities of prompt tokens, on the device.
+
+    Attributes:
+        entries: Index in the batch of each entry that wants them, and how many.
+        parts: [n] float32 each; in order and end to end they are those of all entries.
+    """
+
+    entries: list[tuple[int, int]]
+    parts: list[torch.Tensor]
+
+    def to_host(self) -> PromptLogprobs:
+        """A copy on the host, complete once the stream's later event has passed."""
+        return PromptLogprobs(self.entries, [_to_host(part) for part in self.parts])
+
+    def by_entry(self) -> dict[int, list[float]]:
+        """Lists by index in the batch."""
+        flat = [value for part in self.parts for value in part.tolist()]
+        result: dict[int, list[float]] = {}
+        start = 0
+        for entry, count in self.entries:
+            result[entry] = flat[start : start + count]
+            start += count
+        return result
+
+
 class PendingStep:
     """A launched step; its sampled ids are already where the next step looks for them.
 
@@ -42,10 +69,10 @@ class PendingStep:
         device: torch.device,
         sampled: SampledTokens | None,
         wanted: list[tuple[bool, int]],
-        prompt_logprobs: dict[int, torch.Tensor],
+        prompt_logprobs: PromptLogprobs,
     ) -> None:
         self._wanted = wanted
-        self._prompt_logprobs = {key: _to_host(value) for key, value in prompt_logprobs.items()}
+        self._prompt_logprobs = prompt_logprobs.to_host()
         self._sampled = None if sampled is None else sampled.map(_to_host)
         self._done: torch.cuda.Event | None = None
         if device.type == "cuda":
@@ -56,7 +83,7 @@ class PendingStep:
         """Block until the step is computed; then its result."""
         if self._done is not None:
             self._done.synchronize()
-        prompt = {key: value.tolist() for key, value in self._prompt_logprobs.items()}
+        prompt = self._prompt_logprobs.by_entry()
         sampled = self._sampled
         if sampled is None:
             return StepResult([], prompt_logprobs=prompt)

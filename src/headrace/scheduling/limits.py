@@ -21,6 +21,8 @@ class SchedulerLimits:
         num_blocks: KV blocks, numbered from 0.
         max_sequence_length: Prompt plus output of one request, in tokens.
         max_prefill_chunk: Tokens of one prompt in one step at most; ``None``: the budget.
+        mixed_token_budget: Tokens of a step in which sequences decode, as far as prompts fill it;
+            ``None``: ``token_budget``. Prompts always get as many as there are such sequences.
         ageing_seconds: Waiting so long is worth one level of priority.
         prefix_cache: Reuse the blocks of equal prefixes.
         max_bypasses: How many later requests may overtake one that does not fit yet; after
@@ -35,6 +37,7 @@ class SchedulerLimits:
     num_blocks: int
     max_sequence_length: int
     max_prefill_chunk: int | None = None
+    mixed_token_budget: int | None = None
     ageing_seconds: float = 1.0
     prefix_cache: bool = True
     max_bypasses: int = 64
@@ -66,6 +69,12 @@ class SchedulerLimits:
             self.max_prefill_chunk is None or self.max_prefill_chunk >= 1,
             "max_prefill_chunk",
             self.max_prefill_chunk,
+            ">= 1",
+        )
+        _require(
+            self.mixed_token_budget is None or self.mixed_token_budget >= 1,
+            "mixed_token_budget",
+            self.mixed_token_budget,
             ">= 1",
         )
         _require(self.max_bypasses >= 0, "max_bypasses", self.max_bypasses, ">= 0")

@@ -145,9 +145,10 @@ class Scheduler:
         plan = StepPlan(self._steps + 1)
         anyone_preempted = self._make_room()
         self._plan_decoding(plan)
-        self._plan_prefilling(plan)
+        budget = self._budget_beside(plan.num_tokens)
+        self._plan_prefilling(plan, budget)
         if not anyone_preempted:
-            self._plan_admissions(plan)
+            self._plan_admissions(plan, budget)
         if not plan.scheduled:
             return None
         plan.freed_rows, self._freed_rows = self._freed_rows, []
@@ -196,17 +197,24 @@ class Scheduler:
         plan.num_tokens = plan.num_samples = len(scheduled)
         self._decode_tokens += len(scheduled)
 
-    def _plan_prefilling(self, plan: StepPlan) -> None:
-        for sequence in list(self._prefilling.values()):
-            if plan.num_tokens == self.limits.token_budget:
-                return
-            self._plan_chunk(plan, sequence)
+    def _budget_beside(self, num_decoding: int) -> int:
+        """Tokens of a step in which so many sequences decode; prompts get at least as many."""
+        limits = self.limits
+        if limits.mixed_token_budget is None or not num_decoding:
+            return limits.token_budget
+        return min(limits.token_budget, max(limits.mixed_token_budget, 2 * num_decoding))
 
-    def _plan_admissions(self, plan: StepPlan) -> None:
+    def _plan_prefilling(self, plan: StepPlan, budget: int) -> None:
+        for sequence in list(self._prefilling.values()):
+            if plan.num_tokens >= budget:
+                return
+            self._plan_chunk(plan, sequence, budget)
+
+    def _plan_admissions(self, plan: StepPlan, budget: int) -> None:
         if not self._queue:
             return
         now = self._clock()
-        while self._free_rows and plan.num_tokens < self.limits.token_budget:
+        while self._free_rows and plan.num_tokens < budget:
             sequence = self._admission.next_fitting(self._num_running)
             if sequence is None:
                 break
@@ -220,13 +228,11 @@ class Scheduler:
                 self._prefix_hit_tokens += sequence.num_computed
                 self._prefix_query_tokens += sequence.prompt_length
             plan.admitted.append(sequence)
-            self._plan_chunk(plan, sequence)
+            self._plan_chunk(plan, sequence, budget)
         self._admission.end_round()
 
-    def _plan_chunk(self, plan: StepPlan, sequence: Sequence) -> None:
-        num_tokens = min(
-            sequence.length - sequence.num_computed, self.limits.token_budget - plan.num_tokens
-        )
+    def _plan_chunk(self, plan: StepPlan, sequence: Sequence, budget: int) -> None:
+        num_tokens = min(sequence.length - sequence.num_computed, budget - plan.num_tokens)
         if self.limits.max_prefill_chunk is not None:
             num_tokens = min(num_tokens, self.limits.max_prefill_chunk)
         chunk = sequence.plan_tokens(num_tokens, plan.number)

@@ -52,8 +52,8 @@ struct Weights {
     Matrix matrix;
 };
 
-template <class Element>
-void run_model(Format format, Type type) {
+template <class Element, class CacheElement = Element>
+void run_model(Format format, Type type, Type cache_type) {
     // Blocks are 32 wide; other formats leave part of a vector.
     const bool dense = format == Format::float32 || format == Format::bfloat16;
     const int64_t hidden = dense ? 98 : 96, width = 64;
@@ -73,7 +73,9 @@ void run_model(Format format, Type type) {
     Heap<Element> normed(kTokens * hidden), qkv(kTokens * kQkv), delta(kTokens * hidden);
     Heap<Element> attended(kTokens * kHeads * kDim), gate_up(kTokens * 2 * width);
     Heap<Element> activated(kTokens * width), final_rows(kSampled * hidden);
-    Heap<Element> keys(kBlocks * kKvHeads * kBlockSize * kDim), values(keys.size);
+    Heap<CacheElement> keys(kBlocks * kKvHeads * cache_page_bytes(cache_type, kBlockSize, kDim) /
+                            static_cast<int64_t>(sizeof(CacheElement)));
+    Heap<CacheElement> values(keys.size);
     // Ranks 3, 0 and 9 of one adapter, 0, 5 and 0 of another.
     constexpr int64_t kQuery = kHeads * kDim, kValue = kKvHeads * kDim;
     const int64_t columns[] = {0, kQuery, kQuery + kValue, kQkv};
@@ -87,7 +89,7 @@ void run_model(Format format, Type type) {
         adapters.get()[t] = t < 20 ? 1 : static_cast<int32_t>(t % 3) - 1;
     }
     const Heads heads{kHeads, kKvHeads, kDim};
-    const Cache cache{keys.get(), values.get(), type, kBlocks, kBlockSize};
+    const Cache cache{keys.get(), values.get(), cache_type, kBlocks, kBlockSize};
 
     const auto shared = std::make_shared<Program>(HEADRACE_ISA::kernels);
     Program& program = *shared;
@@ -169,14 +171,53 @@ void run_model(Format format, Type type) {
         [greedy](Worker& worker) { HEADRACE_ISA::kernels.greedy(greedy, worker); }));
 }
 
+void run_sampling(int64_t vocab) {
+    constexpr int64_t kDraws = 24, kTop = 3;
+    Heap<float> logits(static_cast<size_t>(kDraws * vocab)), temperature(kDraws), uniform(kDraws);
+    Heap<float> top_p(kDraws), typical_p(kDraws), logprobs(kDraws), top_logprobs(kDraws * kTop);
+    Heap<int64_t> top_k(kDraws);
+    Heap<int32_t> rows(kDraws), tokens(kDraws), top_tokens(kDraws * kTop);
+    logits.fill();
+    const float odd[] = {__builtin_inff(), -__builtin_inff(), __builtin_nanf(""), 3e38f, -3e38f};
+    for (int64_t r = 0; r < kDraws; ++r) {
+        if (r < 10) logits.get()[r * vocab + r % vocab] = odd[r % 5];
+        for (int64_t i = 0; r == 10 && i < vocab; ++i) logits.get()[r * vocab + i] = odd[1];
+        rows.get()[r] = static_cast<int32_t>(kDraws - 1 - r);
+        temperature.get()[r] = r % 7 == 0 ? 1e-30f : 0.5f + static_cast<float>(r);
+        uniform.get()[r] = static_cast<float>(r) / kDraws;
+        top_k.get()[r] = r % 3 == 0 ? vocab : 1 + r % vocab;
+        top_p.get()[r] = r % 4 == 0 ? 1.0f : 0.04f * static_cast<float>(r);
+        typical_p.get()[r] = r % 5 == 0 ? 1.0f : 1.0f - 0.04f * static_cast<float>(r);
+    }
+    ThreadPool pool(2, {});
+    Heap<float> scratch(static_cast<size_t>(sampling_scratch_floats(vocab, 2)));
+    const Draw draw{logits.get(),     vocab,       kDraws,          rows.get(),
+                    temperature.get(), top_k.get(), top_p.get(),     typical_p.get(),
+                    uniform.get(),    tokens.get(), scratch.get()};
+    pool.run(std::make_shared<ThreadPool::Job>(
+        [draw](Worker& worker) { HEADRACE_ISA::kernels.draw(draw, worker); }));
+    const Logprobs asked{logits.get(),     kDraws, vocab, tokens.get(), logprobs.get(), kTop,
+                         top_tokens.get(), top_logprobs.get(), scratch.get()};
+    pool.run(std::make_shared<ThreadPool::Job>(
+        [asked](Worker& worker) { HEADRACE_ISA::kernels.logprobs(asked, worker); }));
+    for (int64_t r = 0; r < kDraws; ++r) {
+        if (tokens.get()[r] < 0 || tokens.get()[r] >= vocab) {
+            throw std::runtime_error("a token was drawn that does not exist");
+        }
+    }
+}
+
 }  // namespace
 
 int main() {
-    run_model<float>(Format::float32, Type::float32);
-    run_model<float>(Format::q4_1, Type::float32);
+    run_model<float>(Format::float32, Type::float32, Type::float32);
+    run_model<float>(Format::q4_1, Type::float32, Type::float32);
+    run_model<float, uint8_t>(Format::q4_1, Type::float32, Type::int8);
     for (const Format format :
          {Format::bfloat16, Format::q8_0, Format::q4_0, Format::q4_1}) {
-        run_model<uint16_t>(format, Type::bfloat16);
+        run_model<uint16_t>(format, Type::bfloat16, Type::bfloat16);
     }
+    run_model<uint16_t, uint8_t>(Format::bfloat16, Type::bfloat16, Type::int8);
+    for (const int64_t vocab : {3, 16, 45, 300, 515}) run_sampling(vocab);
     std::puts("no errors");
 }

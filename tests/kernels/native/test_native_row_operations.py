@@ -103,7 +103,7 @@ def test_greedy_marks_rows_without_a_finite_choice(
     logits[1, place] = torch.copysign(torch.tensor(float("nan")), torch.tensor(sign))
     logits[2, place] = sign * float("inf")
     backend = NativeCpuBackend(instruction_set=instruction_set, threads=2)
-    token_ids, valid = backend.most_likely(logits)
+    token_ids, valid = backend.token_choices.most_likely(logits)
     assert valid.tolist() == [True, False, sign < 0, True]
     assert token_ids[[0, 3]].tolist() == logits[[0, 3]].argmax(-1).tolist()
 

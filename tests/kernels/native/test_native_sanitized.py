@@ -25,7 +25,7 @@ OPTIONS["avx512_bf16"] += OPTIONS["avx512"]
 def test_no_kernel_leaves_its_buffers(tmp_path: Path) -> None:
     chosen = native.choose_instruction_set()
     sources = [
-        *sorted(KERNELS.glob("*/cpu.cpp")),
+        *sorted(KERNELS.glob("*/cpu*.cpp")),
         *(KERNELS / "native" / name for name in ("table.cpp", "program.cpp", "threads.cpp")),
         Path(__file__).with_name("sanitized_steps.cpp"),
     ]

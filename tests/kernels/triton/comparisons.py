@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import sampling_comparison
 import torch
 
 from headrace.kernels.activation import reference as activation_reference
@@ -22,9 +23,9 @@ from headrace.kernels.attention import reference as attention_reference
 from headrace.kernels.attention import triton as attention
 from headrace.kernels.embedding import reference as embedding_reference
 from headrace.kernels.embedding import triton as embedding
+from headrace.kernels.linear import cublaslt, triton_gated
 from headrace.kernels.linear import reference as linear_reference
 from headrace.kernels.linear import triton as linear
-from headrace.kernels.linear import triton_gated
 from headrace.kernels.low_rank import reference as low_rank_reference
 from headrace.kernels.low_rank import triton as low_rank
 from headrace.kernels.low_rank.stack import LowRankStack, LowRankUpdate
@@ -239,6 +240,27 @@ class Comparisons:
             return float("inf")
         return max(errors)
 
+    def library_algorithms(self, tokens: int, rows: int, columns: int, wide: bool) -> float:
+        """The worst of cuBLASLt's algorithms, storing and adding; infinite where it has none."""
+        x, weight = self.random(tokens, columns), self.random(rows, columns)
+        out = self.poisoned(tokens, rows, dtype=torch.float32 if wide else self.dtype)
+        before = self.random(tokens, rows, dtype=out.dtype)
+        expected = torch.full_like(out, float("nan"), dtype=torch.float32)
+        linear_reference.linear(x, weight, None, expected)
+        library = cublaslt.loaded(x.device)
+        found = [] if library is None else library.algorithms(x, weight, out, 32)
+        errors = [] if found else [float("inf")]
+        for algorithm in found:
+            choice = linear.GemmChoice(kind="cublaslt", algorithm=algorithm)
+            out.fill_(float("nan"))
+            linear.linear(x, weight, None, out, choice, linear.GemmWorkspace(x.device), self.traits)
+            errors.append(relative_error(out, expected))
+            if not wide:
+                out.copy_(before)
+                linear.add_linear(x, weight, out, choice)
+                errors.append(relative_error(out, expected + before.float()))
+        return max(errors)
+
     def gated_linear(self, tokens: int, width: int, columns: int, bias: bool) -> float:
         x, weight = self.random(tokens, columns), self.random(2 * width, columns) * columns**-0.5
         offset = self.random(2 * width) if bias else None
@@ -289,13 +311,17 @@ class Comparisons:
             logits[1] = float("-inf")
             logits[2, 3] = float("inf")
         find = sampling.MostLikely(rows, self.device, self.traits)
+        places = torch.randperm(rows, device=self.device).to(torch.int32)
+        last = torch.full((rows,), -1, dtype=torch.int32, device=self.device)
         wrong = torch.zeros(rows, dtype=torch.bool, device=self.device)
         for _ in range(2):
-            token_ids, finite = find(logits)
+            find.find(logits, places, last)
+            token_ids, finite = find.token_ids, find.finite
             expected = logits.amax(-1).isfinite()
             wrong |= finite != expected
             wrong |= expected & (token_ids != logits.argmax(-1))
             wrong |= (token_ids < 0) | (token_ids >= vocab_size)
+            wrong |= last[places.long()] != token_ids
         wrong[0] |= bool(rows > 1 and token_ids[0] != 7)
         return float(wrong.float().mean())
 
@@ -313,10 +339,27 @@ def skinny(
     )  # fmt: skip
 
 
+def sampling_cases(
+    device: torch.device, traits: GpuTraits, vocab_size: int, block: int, seeds: int
+) -> Iterator[Case]:
+    """The sampler's kernels; an error is a share of wrong rows, or of log-probabilities."""
+    shape = vocab_size, device, traits, block
+    name = f"{vocab_size} float32"
+    for tied in (False, True):
+        case = partial(sampling_comparison.draws, *shape, seeds, tied=tied)
+        yield f"sampling draws tied={tied} {name}", case
+    yield f"sampling neighbours {name}", partial(sampling_comparison.neighbours, *shape)
+    yield f"sampling penalties {name}", partial(sampling_comparison.penalties, *shape)
+    yield f"sampling logprobs {name}", partial(sampling_comparison.logprobs, *shape)
+    yield f"sampling feeding {name}", partial(sampling_comparison.feeding, *shape)
+
+
 def interpreted_cases() -> Iterator[Case]:
     """Tiny shapes for the interpreter."""
     # Imported here: with a GPU this script is about kernels alone.
     from decoder_comparison import decoder_error
+
+    yield from sampling_cases(torch.device("cpu"), INTERPRETED, 600, 256, 1)
 
     yield "decoder fused float16", partial(decoder_error, INTERPRETED, adapted=False)
     yield "decoder adapted float16", partial(decoder_error, INTERPRETED, adapted=True)
@@ -374,6 +417,8 @@ def interpreted_cases() -> Iterator[Case]:
 
 def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
     """Real and odd shapes on a device."""
+    for vocab_size in (128256, 32003):
+        yield from sampling_cases(torch.device("cuda"), traits, vocab_size, 4096, 6)
     for dtype in (torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
         here = Comparisons(torch.device("cuda"), dtype, traits)
@@ -437,6 +482,11 @@ def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
             yield (
                 f"linear {tokens}x{rows}x{columns} {choice.label()} {name}",
                 partial(here.linear, tokens, rows, columns, choice, bias, wide),
+            )
+        for tokens, rows, columns, wide in ((128, 4096, 14336, False), (33, 8192, 1024, True)):
+            yield (
+                f"library algorithms {tokens}x{rows}x{columns} {name}",
+                partial(here.library_algorithms, tokens, rows, columns, wide),
             )
 
 

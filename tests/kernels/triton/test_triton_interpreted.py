@@ -13,6 +13,7 @@ OPERATIONS = (
     "norms", "silu_mul", "embed", "rotate_and_cache", "attention", "linear", "gated_linear",
     "most_likely", "low_rank",
 )  # fmt: skip
+EXACT = "sampling draws", "sampling neighbours", "sampling penalties", "sampling feeding"
 BOUNDS = {"float16": 1e-3, "float32": 2e-6}
 
 
@@ -36,3 +37,15 @@ def test_kernel_agrees_with_its_reference(operation: str, errors: dict[str, floa
     assert len(mine) >= 2
     for case, error in mine.items():
         assert error <= BOUNDS[case.rsplit(" ", 1)[1]], case
+
+
+@pytest.mark.parametrize("case", EXACT)
+def test_sampled_tokens_are_those_of_the_reference(case: str, errors: dict[str, float]) -> None:
+    mine = {name: error for name, error in errors.items() if name.startswith(case)}
+    assert mine
+    assert not any(mine.values()), mine
+
+
+def test_logprobs_are_those_of_the_reference(errors: dict[str, float]) -> None:
+    (error,) = [error for name, error in errors.items() if name.startswith("sampling logprobs")]
+    assert error <= 2e-5

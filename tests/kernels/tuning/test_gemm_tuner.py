@@ -12,7 +12,13 @@ from headrace.kernels.linear.triton import LIBRARY, GemmChoice, GemmWorkspace
 from headrace.kernels.triton_launch import GpuTraits
 from headrace.kernels.tuning import table as tables
 from headrace.kernels.tuning.candidates import candidates
-from headrace.kernels.tuning.gemm_tuner import TOKEN_COUNTS, GemmTuner, LinearShape
+from headrace.kernels.tuning.gemm_tuner import (
+    LARGE_TOKEN_COUNTS,
+    TOKEN_COUNTS,
+    GemmTuner,
+    LinearShape,
+    token_counts,
+)
 from headrace.kernels.tuning.measure import ChainTimer
 
 H100 = GpuTraits(
@@ -22,7 +28,13 @@ MI300X = GpuTraits(
     multiprocessors=304, shared_memory=65536, dependent_launch=False, wide_matrix_unit=False
 )
 VALIDATORS = tables.Validators(
-    device="A card", dtype="bfloat16", torch="2", triton="3", runtime="12", candidates="abc"
+    device="A card",
+    dtype="bfloat16",
+    torch="2",
+    triton="3",
+    runtime="12",
+    candidates="abc",
+    library="cublaslt 1",
 )
 WEIGHTS = {
     LinearShape(256, 1024, False): [torch.zeros(256, 1024)],
@@ -36,15 +48,19 @@ class Measurements:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
         self.broken: set[str] = set()
+        self.library: list[GemmChoice] = []
 
         def microseconds(timer: ChainTimer, choice: GemmChoice) -> float:
             self.count += 1
             if choice.kind in self.broken:
                 raise RuntimeError("out of resource: shared memory")
+            if choice.kind == "cublaslt":
+                return 49.0 - int(choice.algorithm, 16)
             return 50.0 if choice.kind == "library" else 10.0 + choice.shares
 
         monkeypatch.setattr(ChainTimer, "__init__", lambda *_: None)
         monkeypatch.setattr(ChainTimer, "microseconds", microseconds)
+        monkeypatch.setattr(ChainTimer, "library_algorithms", lambda _: self.library)
         monkeypatch.setattr("headrace.kernels.tuning.gemm_tuner.precompile", lambda *_: None)
         monkeypatch.setattr(GemmTuner, "_validators", lambda _: VALIDATORS)
 
@@ -54,10 +70,12 @@ def measurements(monkeypatch: pytest.MonkeyPatch) -> Measurements:
     return Measurements(monkeypatch)
 
 
+TRAITS = GpuTraits(4, 232448, True, True)
+
+
 def tuner(directory: Path | None) -> GemmTuner:
     device = torch.device("cpu")
-    traits = GpuTraits(4, 232448, True, True)
-    return GemmTuner(device, torch.bfloat16, traits, GemmWorkspace(device), directory)
+    return GemmTuner(device, torch.bfloat16, TRAITS, GemmWorkspace(device), directory)
 
 
 def table_file(directory: Path) -> Path:
@@ -75,7 +93,7 @@ def test_second_start_reads_the_table_and_measures_nothing(
     second = tuner(tmp_path)
     second.tune(WEIGHTS)
     assert measurements.count == measured
-    for tokens in (1, 3, 8, 200):
+    for tokens in (1, 3, 8, 64):
         choice = first.choose(256, 1024, tokens, False)
         assert choice == second.choose(256, 1024, tokens, False)
         assert choice.kind == ("gemv" if tokens == 1 else "skinny")
@@ -107,7 +125,7 @@ def test_corrupt_table_is_reported_and_measured_again(
     assert tables.load(path, VALIDATORS) is not None
 
 
-@pytest.mark.parametrize("field", ["device", "torch", "candidates", "rank"])
+@pytest.mark.parametrize("field", ["device", "torch", "candidates", "library", "rank"])
 def test_table_measured_on_something_else_is_refused(
     tmp_path: Path, measurements: Measurements, field: str
 ) -> None:
@@ -142,6 +160,40 @@ def test_kernel_that_cannot_run_is_passed_over(tmp_path: Path, measurements: Mea
     assert here.choose(256, 1024, 64, False) == LIBRARY
 
 
+def test_another_algorithm_of_the_library_serves_its_own_number_of_tokens(
+    tmp_path: Path, measurements: Measurements
+) -> None:
+    measurements.library = [GemmChoice(kind="cublaslt", algorithm=f"{n:0128x}") for n in (1, 3, 2)]
+    for _ in range(2):
+        here = tuner(tmp_path)
+        here.tune(WEIGHTS)
+        for tokens in LARGE_TOKEN_COUNTS:
+            assert here.choose(256, 1024, tokens, False) == measurements.library[1]
+        assert here.choose(256, 1024, 8191, False) == LIBRARY
+        # The head is given sampled tokens alone, which are few.
+        assert here.choose(500, 1024, 1024, True) == LIBRARY
+    assert measurements.count == len(token_counts(LinearShape(256, 1024, False))) * 3 + sum(
+        len(candidates(shape.num_rows, 1024, tokens, TRAITS)) for shape in WEIGHTS
+        for tokens in token_counts(shape)
+    ) + len(TOKEN_COUNTS) * 3  # fmt: skip
+
+
+def test_what_does_not_fit_beside_the_model_is_left_to_the_library(
+    tmp_path: Path, measurements: Measurements, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(timer: ChainTimer, weights: object, tokens: int, *rest: object) -> None:
+        if tokens >= 4096:
+            raise torch.cuda.OutOfMemoryError
+
+    measurements.library = [GemmChoice(kind="cublaslt", algorithm="01" * 64)]
+    monkeypatch.setattr(ChainTimer, "__init__", refuse)
+    for _ in range(2):
+        here = tuner(tmp_path)
+        here.tune(WEIGHTS)
+        assert here.choose(256, 1024, 2048, False).kind == "cublaslt"
+        assert here.choose(256, 1024, 4096, False) == LIBRARY
+
+
 def test_library_serves_what_was_not_measured(measurements: Measurements) -> None:
     here = tuner(None)
     here.tune(WEIGHTS)
@@ -161,6 +213,7 @@ def test_candidates_start_with_the_library_and_fit_the_device(
     assert choices[0] == LIBRARY
     assert len(set(choices)) == len(choices)
     assert len(choices) > 1 or tokens > 64
+    assert not traits.wide_matrix_unit or len(choices) == 1 or tokens <= 64
     for choice in choices[1:]:
         assert choice.kind == ("gemv" if tokens == 1 else "skinny")
         buffers = choice.stages if traits.wide_matrix_unit else choice.stages - 1

@@ -57,7 +57,7 @@ def measure_kernels(
     cases: Sequence[KernelCase],
     ceilings: Ceilings,
     runs: int,
-    advance: Callable[[], None],
+    advance: Callable[[str], None],
 ) -> Iterator[Row]:
     """Two rows a case: ``kernel_us`` with every sample, and ``floor_us``."""
     for kernel in dict.fromkeys(case.kernel for case in cases):
@@ -74,4 +74,4 @@ def measure_kernels(
             }
             yield median_row("kernel_us", samples, "us", **facts)
             yield median_row("floor_us", [floor], "us", **facts)
-            advance()
+            advance(kernel)

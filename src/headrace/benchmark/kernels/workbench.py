@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
 import torch
 
-from headrace.benchmark.kernels.ceilings import synchronize
+from headrace.benchmark.kernels.timing import ColdTimer
 from headrace.checkpoint.config import ModelConfig
+from headrace.hardware.memory import available_bytes
 from headrace.kernels.case import KernelCase
+from headrace.link.errors import ConfigurationError
 from headrace.modeling.activations import Activations
 from headrace.modeling.backends.backend import CapturesGraphs, Computation
 from headrace.modeling.backends.choose import BackendChoice
 from headrace.modeling.decoder import Decoder
 from headrace.modeling.loading.load import random_decoder
 from headrace.modeling.operations import LayerCache
+from headrace.modeling.runner import cache_bytes_per_block
 from headrace.modeling.step import StepInputs
 
 BLOCK_SIZE = 16
-_COLD_BYTES = 256 << 20
-"""Read before every run, so that no weight is in a cache: more than any cache holds."""
-
 _MOST_LAYERS = 32
+_FILLED_AT_ONCE = 256
+"""Tokens whose keys and values are written to the pages in one run, at least."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,23 @@ class Workbench:
     def build(
         cls, choice: BackendChoice, config: ModelConfig, tokens: int, rows: int, length: int
     ) -> Workbench:
-        """Layers of random weights, buffers for ``tokens``, pages for ``rows`` × ``length``."""
+        """Layers of random weights, buffers for ``tokens``, pages for ``rows`` × ``length``.
+
+        Raises:
+            ConfigurationError: the pages do not fit the device.
+        """
         config = msgspec.structs.replace(config, num_layers=min(config.num_layers, _MOST_LAYERS))
         operations = choice.backend.operations
         decoder = random_decoder(config, 0, operations, length)
+        logit_rows, tokens = tokens, max(tokens, _FILLED_AT_ONCE)
         pages = -(-length // BLOCK_SIZE)
+        needed = rows * pages * cache_bytes_per_block(decoder, BLOCK_SIZE)
+        left = available_bytes(choice.device)
+        if needed > left:
+            raise ConfigurationError(
+                f"{rows} sequences of {length} tokens need {needed / 2**30:.2f} GiB of KV cache, "
+                f"{left / 2**30:.2f} GiB are left: ask for fewer or shorter ones"
+            )
 
         def ints(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=choice.device)
@@ -69,14 +82,18 @@ class Workbench:
             max_query_length=tokens,
             max_context_length=length,
         )
-        buffers = Activations.allocate(config, operations, tokens, tokens)
-        for buffer in (buffers.normed, buffers.qkv, buffers.attended, buffers.gate_up):
-            buffer.normal_()
+        buffers = Activations.allocate(config, operations, tokens, logit_rows)
+        # Zeros are multiplied faster: they take less power.
+        for name in ("residual", "normed", "qkv", "attended", "delta", "gate_up", "activated"):
+            getattr(buffers, name).normal_()
+        buffers.final.normal_()
         caches = [
             operations.allocate_cache(layer.attention, rows * pages, BLOCK_SIZE)
             for layer in decoder.layers
         ]
-        return cls(choice, config, decoder, step, buffers, caches)
+        bench = cls(choice, config, decoder, step, buffers, caches)
+        bench._fill_pages(rows * pages * BLOCK_SIZE)
+        return bench
 
     def computation(self, kernel: str) -> tuple[Computation, int]:
         """The kernel once a layer, and how often that is; the head and the embedding are lone."""
@@ -135,28 +152,29 @@ class Workbench:
         step.context_lengths[: case.sequences] = case.context
         step.sampled_tokens[: case.tokens] = torch.arange(case.tokens, device=device)
 
+    def _fill_pages(self, slots: int) -> None:
+        """Random keys and values in every slot of every cache."""
+        computation, _ = self.computation("rotary_and_cache")
+        program = self.choice.backend.compile(computation, self.step, self.buffers)
+        step, most = self.step, self.step.token_ids.shape[0]
+        for first in range(0, slots, most):
+            count = min(most, slots - first)
+            chosen = torch.arange(first, first + count, device=self.choice.device)
+            step.cache_slots[:count] = chosen
+            step.positions[:count] = chosen % step.max_context_length
+            step.query_start[1] = step.context_lengths[0] = count
+            program.run(count, 1, 1, count, count)
+
     def runner(self, kernel: str) -> Callable[[KernelCase, int], list[float]]:
         """Compiles the kernel's chain once; times cases: seconds of one kernel, a value a run."""
         computation, count = self.computation(kernel)
-        device = self.choice.device
         program = self.choice.backend.compile(computation, self.step, self.buffers)
-        if isinstance(program, CapturesGraphs):
-            program.capture()
-
-        cold = torch.ones(_COLD_BYTES // 4, dtype=torch.float32, device=device)
+        timer = ColdTimer(self.choice.device, capture=isinstance(program, CapturesGraphs))
 
         def run(case: KernelCase, runs: int) -> list[float]:
             self.fill(case)
             new = case.tokens // case.sequences
             size = (case.tokens, case.sequences, case.tokens, new, case.context)
-            times = []
-            for _ in range(runs + 2):
-                cold.sum()
-                synchronize(device)
-                started = time.perf_counter()
-                program.run(*size)
-                synchronize(device)
-                times.append((time.perf_counter() - started) / count)
-            return times[2:]
+            return [chain / count for chain in timer.seconds(lambda: program.run(*size), runs)]
 
         return run

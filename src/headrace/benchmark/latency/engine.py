@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,11 +10,10 @@ import torch
 
 from headrace.benchmark.latency.cases import Case, check_lengths
 from headrace.benchmark.latency.generation import BatchGenerator
-from headrace.benchmark.provenance import gpu_driver, processor, versions_of
+from headrace.benchmark.measured_device import MeasuredDevice
+from headrace.benchmark.measured_model import SHORT_DTYPES, architecture, weights_format
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.checkpoint.config import ModelConfig
-from headrace.checkpoint.resolve import resolve
-from headrace.checkpoint.shapes import find_shape
 from headrace.checkpoint.sizes import stored_bytes, weight_bytes
 from headrace.hardware.memory import available_bytes
 from headrace.link.errors import ConfigurationError
@@ -28,7 +26,6 @@ TUNINGS = ("auto", "library")
 _GPU_TOKEN_BUDGET, _CPU_TOKEN_BUDGET = 8192, 512
 _GPU_STEPS_IN_FLIGHT = 2
 _GIB = 2**30
-_SHORT_NAMES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,27 +64,12 @@ class MeasuredEngine:
     """
 
     generator: BatchGenerator
-    device: torch.device
-    device_name: str
-    driver: str | None
+    measured: MeasuredDevice
     backend: str
     weights: str
     kv: str
     load_seconds: float
     warm_seconds: float
-
-    def versions(self) -> dict[str, str]:
-        """Versions of what the figures depend on, the GPU's runtime among them."""
-        versions = versions_of("torch", "triton", "numpy")
-        if self.device.type == "cuda":
-            versions["runtime"] = str(torch.version.hip or torch.version.cuda)
-        return versions
-
-    def peak_bytes(self) -> int:
-        """Most memory held so far: reserved on a GPU, the process's resident set on a CPU."""
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_reserved(self.device)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def prepare_engine(options: EngineOptions, cases: Sequence[Case]) -> MeasuredEngine:
@@ -97,7 +79,7 @@ def prepare_engine(options: EngineOptions, cases: Sequence[Case]) -> MeasuredEng
         ConfigurationError: no such model, a case longer than its positions, a backend that cannot
             run here, or too little memory: one line.
     """
-    config, checkpoint = _architecture(options)
+    config, checkpoint = architecture(options.model, random_weights=options.random_weights)
     check_lengths(cases, config)
     started = time.perf_counter()
     choice = choose_backend(
@@ -133,30 +115,18 @@ def prepare_engine(options: EngineOptions, cases: Sequence[Case]) -> MeasuredEng
         runner.capture_graphs()
         torch.cuda.synchronize(choice.device)
     warm = time.perf_counter()
-    dtype = _SHORT_NAMES[choice.dtype_name]
+    dtype = SHORT_DTYPES[choice.dtype_name]
     return MeasuredEngine(
         generator=BatchGenerator(runner, _GPU_STEPS_IN_FLIGHT if on_gpu else 1, options.seed),
-        device=choice.device,
-        device_name=torch.cuda.get_device_name(choice.device) if on_gpu else processor(),
-        driver=gpu_driver() if on_gpu else None,
+        measured=MeasuredDevice(choice.device),
         backend=choice.backend.name,
-        weights=_weights_format(checkpoint, options, dtype),
+        weights=weights_format(
+            None if options.random_weights else checkpoint, dtype, packed=options.packed_weights
+        ),
         kv=dtype,
         load_seconds=loaded - started,
         warm_seconds=warm - loaded,
     )
-
-
-def _architecture(options: EngineOptions) -> tuple[ModelConfig, Checkpoint | None]:
-    shape = find_shape(options.model) if options.model else None
-    if shape is None:
-        checkpoint = resolve(options.model)
-        return checkpoint.config, checkpoint
-    if not options.random_weights:
-        raise ConfigurationError(
-            f"`{options.model}` is a built-in shape without weights: add --random-weights"
-        )
-    return shape, None
 
 
 def _check_weights_fit(
@@ -200,12 +170,3 @@ def _limits(cases: Sequence[Case], budget: int) -> RunnerLimits:
         block_size=BLOCK_SIZE,
         num_blocks=max(case.batch * -(-case.length // BLOCK_SIZE) for case in cases),
     )
-
-
-def _weights_format(checkpoint: Checkpoint | None, options: EngineOptions, dtype: str) -> str:
-    """The dtype, or the commonest packed format where weights stay packed."""
-    if checkpoint is None or not options.packed_weights or options.random_weights:
-        return dtype
-    stored = [entry.dtype.lower() for entry in checkpoint.tensors.values()]
-    packed = [name for name in stored if name.startswith("q")]
-    return max(set(packed), key=packed.count) if packed else dtype

@@ -18,6 +18,9 @@ _FIRST_TOKEN_ID = 10
 """Ids below are control tokens of most vocabularies."""
 
 
+_GREEDY = SamplingParams()
+
+
 class Times(NamedTuple):
     """Seconds from the prompts on the host to tokens on the host."""
 
@@ -39,11 +42,11 @@ class BatchGenerator:
         self._most_in_flight = most_in_flight
         self._random = np.random.default_rng(seed)
 
-    def prepare(self, batch: int, length: int) -> None:
-        """Give every row blocks for ``length`` tokens and a greedy sampler."""
+    def prepare(self, batch: int, length: int, sampling: SamplingParams = _GREEDY) -> None:
+        """Give every row blocks for ``length`` tokens and a sampler, greedy unless told."""
         blocks = -(-length // self._runner.limits.block_size)
         for row in range(batch):
-            self._runner.set_row(row, SamplingParams(), [], ())
+            self._runner.set_row(row, sampling, [], ())
             self._runner.set_blocks(row, 0, list(range(row * blocks, (row + 1) * blocks)))
 
     def generate(self, batch: int, context: int, new_tokens: int) -> Times:

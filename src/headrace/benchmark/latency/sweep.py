@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,12 +17,15 @@ class Repeats:
     """How often each case is timed.
 
     Attributes:
-        warmups: Unmeasured times before.
+        warmups: Unmeasured times before, at least.
+        settle_seconds: They go on until so much time has passed: clocks and temperature are then
+            those of a device at work, in every run.
         prefill: Measured times of a prefill.
         decode: Measured times of a decode step and of a whole decode.
     """
 
     warmups: int
+    settle_seconds: float
     prefill: int
     decode: int
 
@@ -35,12 +39,12 @@ def measure_cases(
     engine: MeasuredEngine,
     cases: Sequence[Case],
     repeats: Repeats,
-    advance: Callable[[], None],
+    advance: Callable[[str], None],
 ) -> Iterator[Row]:
     """Rows as they are measured, the memory last.
 
     Args:
-        advance: Called after each timed generation, warmups included.
+        advance: Called after each timed generation, warmups included, with what is measured.
     """
     facts = {"weights": engine.weights, "kv": engine.kv}
     for case in cases:
@@ -49,27 +53,34 @@ def measure_cases(
             for name, fact in facts.items():
                 setattr(row, name, fact)
             yield row
-    yield median_row("peak_memory_gib", [engine.peak_bytes() / 2**30], "GiB", **facts)
+    yield median_row("peak_memory_gib", [engine.measured.peak_bytes() / 2**30], "GiB", **facts)
 
 
 def _measure(
-    generator: BatchGenerator, case: Case, repeats: Repeats, advance: Callable[[], None]
+    generator: BatchGenerator, case: Case, repeats: Repeats, advance: Callable[[str], None]
 ) -> Iterator[Row]:
     batch, context = case.batch, case.context
+    where = f"{batch} × {context} tokens"
 
     def samples(time_once: Callable[[], float], count: int) -> list[float]:
+        began, warmups = time.perf_counter(), 0
+        while warmups < repeats.warmups or time.perf_counter() - began < repeats.settle_seconds:
+            time_once()
+            warmups += 1
+            if warmups <= repeats.warmups:
+                advance(where)
         times = []
-        for _ in range(repeats.warmups + count):
+        for _ in range(count):
             times.append(1e3 * time_once())
-            advance()
-        return times[repeats.warmups :]
+            advance(where)
+        return times
 
     def rows(
         time_metric: str, rate_metric: str, times: list[float], tokens: int, new_tokens: int | None
     ) -> Iterator[Row]:
-        where = {"batch": batch, "context": context, "new_tokens": new_tokens}
-        yield median_row(time_metric, times, "ms", **where)
-        yield median_row(rate_metric, [1e3 * tokens / t for t in times], "1/s", **where)
+        facts = {"batch": batch, "context": context, "new_tokens": new_tokens}
+        yield median_row(time_metric, times, "ms", **facts)
+        yield median_row(rate_metric, [1e3 * tokens / t for t in times], "1/s", **facts)
 
     def step_seconds() -> float:
         short = generator.generate(batch, context, SHORT).last_token

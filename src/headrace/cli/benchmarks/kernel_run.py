@@ -49,14 +49,13 @@ def run_kernels(
     out: Path | None,
 ) -> int:
     """Measure, show against the floors, record."""
-    import torch
     from rich import box
     from rich.table import Table
 
     from headrace.benchmark.kernels.ceilings import measure_ceilings
     from headrace.benchmark.kernels.measure import measure_kernels
     from headrace.benchmark.kernels.workbench import BLOCK_SIZE, Workbench
-    from headrace.benchmark.provenance import gpu_driver, processor, versions_of
+    from headrace.benchmark.measured_device import MeasuredDevice
     from headrace.benchmark.record import median_row, own_record, record_path
     from headrace.benchmark.summary import Summary
     from headrace.benchmark.tables import number
@@ -80,8 +79,8 @@ def run_kernels(
         raise ConfigurationError(
             f"a context of {longest} tokens exceeds the {config.max_position} positions of {model}"
         )
-    on_gpu = choice.device.type != "cpu"
-    name = torch.cuda.get_device_name(choice.device) if on_gpu else processor()
+    measured_device = MeasuredDevice(choice.device)
+    name = measured_device.name
     path = record_path(out, name, f"{what}-{model}")
     console = wide_console()
     ceilings = measure_ceilings(
@@ -121,11 +120,18 @@ def run_kernels(
             f"{100 * floor.value / summary.p50:.0f} %",
         )
     console.print(table)
+    if any(
+        floor.value > measured.value for measured, floor in zip(rows[::2], rows[1::2], strict=True)
+    ):
+        console.print(
+            "above 100 %: what it reads was still in a cache, as in a step, or it reads faster "
+            "than the plain copy and sum that the bandwidth was measured with"
+        )
     rows += [
         median_row("bandwidth_gb_per_s", [ceilings.bytes_per_second / 1e9], "GB/s"),
         median_row("matmul_tflop_per_s", [ceilings.operations_per_second / 1e12], "TFLOP/s"),
     ]
-    facts: dict[str, Any] = {"driver": gpu_driver() if on_gpu else None, "seed": 0, "model": model}
-    own_record(name, rows, versions_of("torch", "triton", "numpy"), **facts).write(path)
+    facts: dict[str, Any] = {"driver": measured_device.driver, "seed": 0, "model": model}
+    own_record(name, rows, measured_device.versions(), **facts).write(path)
     console.print(f"record: {path}")
     return 0

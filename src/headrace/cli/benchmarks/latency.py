@@ -28,6 +28,9 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 @click.option("--decode", default="", metavar="CASES", help="Time these decode steps only: 1x128,…")
 @click.option("--prefill", default="", metavar="CASES", help="Time these prefills only: 8x1024,…")
 @click.option("--warmups", type=click.IntRange(min=0), default=2, help="[2]")
+@click.option(
+    "--settle", type=click.FloatRange(min=0), default=1.0, help="Seconds of warm-up at least. [1]"
+)
 @click.option("--runs", type=click.IntRange(min=1), default=10, help="[10]")
 @click.option("--prefill-runs", type=click.IntRange(min=1), help="[as --runs]")
 @click.option("--backend", default="auto", help="auto, native, triton or torch. [auto]")
@@ -47,6 +50,7 @@ def command(
     decode: str,
     prefill: str,
     warmups: int,
+    settle: float,
     runs: int,
     prefill_runs: int | None,
     profile: str,
@@ -65,7 +69,7 @@ def command(
     from headrace.benchmark.latency.kernel_profile import profile_decode
     from headrace.benchmark.latency.sweep import Repeats, measure_cases
     from headrace.benchmark.record import own_record, record_path
-    from headrace.benchmark.tables import latency_table
+    from headrace.benchmark.tables import latency_tables
     from headrace.cli.benchmarks.terminal import live_progress, wide_console
     from headrace.link.errors import ConfigurationError
 
@@ -73,15 +77,16 @@ def command(
     profiled = pairs_of("--profile", profile)
     cases = named_cases(decode, prefill) or grid(batches, contexts, decode_lengths)
     options = EngineOptions(**engine_options)  # type: ignore[arg-type]
-    repeats = Repeats(warmups, prefill_runs or runs, runs)
+    repeats = Repeats(warmups, settle, prefill_runs or runs, runs)
     with console.status(f"loading {options.model or 'the built-in model'}"):
         engine = prepare_engine(options, cases)
-    if profiled and engine.device.type != "cuda":
+    if profiled and not engine.measured.on_gpu:
         raise ConfigurationError("--profile lists GPU kernels: this runs on the CPU")
     name = Path(options.model).name.lower() if options.model else "builtin"
-    path = record_path(out, engine.device_name, f"latency-{name}")
+    device = engine.measured
+    path = record_path(out, device.name, f"latency-{name}")
     console.print(
-        f"{engine.device_name}, backend {engine.backend}, weights {engine.weights}: loaded in "
+        f"{device.name}, backend {engine.backend}, weights {engine.weights}: loaded in "
         f"{engine.load_seconds:.1f} s, buffers and graphs in {engine.warm_seconds:.1f} s"
     )
     with live_progress(console, sum(map(repeats.of, cases))) as advance:
@@ -90,12 +95,13 @@ def command(
         console.print(f"kernels of a decode step, batch {batch}, context {context} (us)")
         for kernel, microseconds in profile_decode(engine.generator, batch, context)[:14]:
             console.print(f"  {microseconds:9.1f}  {kernel[:90]}", markup=False)
-    console.print(latency_table(rows))
+    for table in latency_tables(rows):
+        console.print(table)
     own_record(
-        engine.device_name,
+        device.name,
         rows,
-        engine.versions(),
-        driver=engine.driver,
+        device.versions(),
+        driver=device.driver,
         seed=options.seed,
         model=options.model or "builtin",
     ).write(path)

@@ -57,6 +57,27 @@ class Rates(click.ParamType[tuple[float, ...]]):
         return rates
 
 
+class TokenRange(click.ParamType[tuple[int, int]]):
+    """``LOW:HIGH`` tokens, both included, or one number for both."""
+
+    name = "LOW:HIGH"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Parse, or fail with what was wrong."""
+        if isinstance(value, tuple):
+            return value
+        low, _, high = str(value).partition(":")
+        try:
+            lengths = int(low), int(high or low)
+        except ValueError:
+            lengths = (0, 0)
+        if not 1 <= lengths[0] <= lengths[1]:
+            self.fail(f"'{value}' is not a range of lengths such as 100:1024 or 512", param, ctx)
+        return lengths
+
+
 class TokenIds(click.ParamType[tuple[int, int]]):
     """``LOW:HIGH``, both included."""
 

@@ -25,10 +25,10 @@ def wide_console() -> Console:
 
 
 @contextmanager
-def live_progress(console: Console, total: int) -> Iterator[Callable[[], None]]:
-    """A bar of ``total`` steps; yields what is to be called after each."""
+def live_progress(console: Console, total: int) -> Iterator[Callable[[str], None]]:
+    """A bar of ``total`` steps; yields what is to be called after each, with what it was of."""
     columns = (
-        TextColumn("measuring"),
+        TextColumn("measuring {task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -36,4 +36,4 @@ def live_progress(console: Console, total: int) -> Iterator[Callable[[], None]]:
     )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=total)
-        yield lambda: progress.advance(task)
+        yield lambda what: progress.update(task, advance=1, description=what)

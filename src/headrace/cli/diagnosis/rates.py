@@ -29,4 +29,8 @@ def find_rates() -> list[tuple[str, str]]:
 
 
 def _shown(rate: Rate) -> str:
-    return f"failed: {rate.failure}" if rate.value is None else f"{rate.value:.3g} {rate.unit}"
+    return f"failed: {rate.failure}" if rate.value is None else f"{_number(rate.value)} {rate.unit}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

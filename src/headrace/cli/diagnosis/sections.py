@@ -19,6 +19,7 @@ def sections(*, measure: bool) -> Iterator[tuple[str, Pairs]]:
 
 def _describers(measure: bool) -> dict[str, Callable[[], Pairs]]:
     from headrace.cli.diagnosis.drivers import describe_drivers
+    from headrace.cli.diagnosis.environment import describe_environment
     from headrace.cli.diagnosis.machine import describe_machine
     from headrace.cli.diagnosis.native_extension import describe_native_extension
     from headrace.cli.diagnosis.rates import find_rates
@@ -28,6 +29,7 @@ def _describers(measure: bool) -> dict[str, Callable[[], Pairs]]:
         "Machine": describe_machine,
         "Versions": describe_versions,
         "Optional libraries": describe_optional,
+        "Environment": describe_environment,
         "GPUs and drivers": describe_drivers,
         "Native kernels": describe_native_extension,
     }

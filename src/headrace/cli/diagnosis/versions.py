@@ -7,6 +7,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 
 import headrace
+from headrace.benchmark.provenance import own_commit
 
 _OPTIONAL = (
     "transformers",
@@ -24,7 +25,7 @@ _PACKAGES = ("torch", "triton", "numpy", "tokenizers", "safetensors", "huggingfa
 def describe_versions() -> list[tuple[str, str]]:
     """Pairs of a package and its version, for people."""
     return [
-        ("headrace", headrace.__version__),
+        ("headrace", f"{headrace.__version__}, commit {own_commit()}"),
         ("Python", f"{platform.python_version()} at {sys.executable}"),
         *((package, _version(package)) for package in _PACKAGES),
     ]

@@ -133,6 +133,12 @@ BATCHING = Section(
             default_text="what --kv-cache-bytes holds",
         ),
         Setting(
+            name="kv-cache-dtype",
+            kind=Choice(("auto", "int8")),
+            part=Part.ENGINE,
+            help="Type of the KV cache: as activations are, or int8 (CPU): half of bfloat16.",
+        ),
+        Setting(
             name="kv-cache-bytes",
             kind=Size(),
             part=Part.ENGINE,

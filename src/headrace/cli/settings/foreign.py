@@ -50,12 +50,6 @@ NOT_BUILT: tuple[ForeignSetting, ...] = (
         name="num-shard", why="tensor parallelism is not built yet", harmless=("1",), refused=True
     ),
     ForeignSetting(
-        name="kv-cache-dtype",
-        why="a KV cache of another type than the model's is not built yet",
-        harmless=("auto",),
-        refused=True,
-    ),
-    ForeignSetting(
         name="tokenizer-config-path",
         why="a tokenizer configuration apart from the model is not built yet",
         refused=True,

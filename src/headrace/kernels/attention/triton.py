@@ -199,8 +199,8 @@ def paged_attention(
     if max_query_length > 1:
         prefill = choose_prefill_tiling(head_dim, qkv.dtype, traits)
         read_fresh = can_read_fresh(head_dim, sliding_window, traits)
-        tiles = triton.cdiv(max_query_length, prefill.rows // group)
-        prefill_attention_kernel[(tiles, num_kv_heads, sequences)](
+        slots = qkv.shape[0] // (prefill.rows // group) + sequences
+        prefill_attention_kernel[(slots, num_kv_heads)](
             qkv,
             key_cache,
             value_cache,
@@ -218,6 +218,7 @@ def paged_attention(
             block_tables.stride(0),
             TensorDescriptor.from_tensor(qkv, [prefill.tile, head_dim]) if read_fresh else qkv,
             num_kv_heads,
+            sequences,
             GROUP=group,
             HEAD_DIM=head_dim,
             HEAD_DIM_PADDED=head_dim_padded,

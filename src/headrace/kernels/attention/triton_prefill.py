@@ -116,6 +116,18 @@ def _attend_fresh_tiles(
 
 
 @triton.jit
+def _sequence_of(query_start, slot, num_sequences, TOKENS: tl.constexpr, LANES: tl.constexpr):
+    """The sequence whose slots hold ``slot``: those of sequence s begin at start // TOKENS + s."""
+    lane = tl.arange(0, LANES)
+    before = tl.zeros([LANES], tl.int32)
+    for first in range(0, num_sequences, LANES):
+        index = first + lane
+        start = tl.load(query_start + index, mask=index < num_sequences, other=0)
+        before += ((index < num_sequences) & (start // TOKENS + index <= slot)).to(tl.int32)
+    return tl.sum(before, axis=0) - 1
+
+
+@triton.jit(do_not_specialize=["num_sequences"])
 def prefill_attention_kernel(
     qkv,
     key_cache,
@@ -134,6 +146,7 @@ def prefill_attention_kernel(
     table_stride,
     qkv_tiles,
     num_kv_heads,
+    num_sequences,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_PADDED: tl.constexpr,
@@ -147,10 +160,13 @@ def prefill_attention_kernel(
     FRESH_STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Grid (tiles of ``ROWS // GROUP`` tokens of the longest query, KV heads, sequences).
+    """Grid (slots, KV heads); a slot is a tile of ``ROWS // GROUP`` tokens of one sequence.
 
-    Tiles past a sequence's own tokens do nothing, nor, with ``SKIP_SINGLE``, do sequences with
-    one new token (the decode kernel's part). The longest tiles come first.
+    Slots are dealt out by ``query_start`` alone: sequence s has those from ``query_start[s] //
+    tokens + s`` on, enough for its own tiles and at most one more, so that there are as many as
+    tokens and sequences need, however lengths mix. Spare slots do nothing, nor, with
+    ``SKIP_SINGLE``, do sequences with one new token (the decode kernel's part). Of a sequence the
+    longest tiles come first.
 
     Args:
         qkv_tiles: With ``READ_FRESH`` a descriptor of ``qkv`` in tiles [TILE, HEAD_DIM]; rotated
@@ -158,13 +174,14 @@ def prefill_attention_kernel(
             what lies there.
     """
     start_dependents(PDL)
-    wait_for_inputs(PDL)
     TOKENS: tl.constexpr = ROWS // GROUP
+    slot = tl.program_id(0)
     kv_head = tl.program_id(1)
-    sequence = tl.program_id(2)
+    sequence = _sequence_of(query_start, slot, num_sequences, TOKENS, 256)
     first_token = tl.load(query_start + sequence)
     new_tokens = tl.load(query_start + sequence + 1) - first_token
-    tile = tl.cdiv(new_tokens, TOKENS) - 1 - tl.program_id(0)
+    tile = tl.cdiv(new_tokens, TOKENS) - 1 - (slot - first_token // TOKENS - sequence)
+    wait_for_inputs(PDL)
     wanted = tile >= 0
     if SKIP_SINGLE:
         wanted = wanted & (new_tokens > 1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 import msgspec
 import torch
 import triton
 
+from headrace.kernels.linear import cublaslt
 from headrace.kernels.linear.triton_gemv import gemv_kernel
 from headrace.kernels.linear.triton_skinny import skinny_kernel
 from headrace.kernels.triton_launch import GpuTraits
@@ -17,7 +19,8 @@ class GemmChoice(msgspec.Struct, frozen=True, kw_only=True):
     """One way to compute ``out = x @ weight.T + bias``.
 
     Attributes:
-        kind: ``library`` (what torch calls: cuBLAS, hipBLASLt), ``gemv`` or ``skinny``.
+        kind: ``library`` (what torch calls: cuBLAS, hipBLASLt), ``cublaslt`` (another of its
+            algorithms), ``gemv`` or ``skinny``.
         rows: Weight rows of a program.
         block_k: Columns of the weight read at a time.
         tokens: Tokens of a program (skinny).
@@ -25,9 +28,10 @@ class GemmChoice(msgspec.Struct, frozen=True, kw_only=True):
         stages: Depth of the load pipeline (skinny).
         warps: Warps of a program.
         prefetch: Columns of each row asked into L2 before the inputs are waited for (skinny).
+        algorithm: The library's own description of it (cublaslt).
     """
 
-    kind: Literal["library", "gemv", "skinny"] = "library"
+    kind: Literal["library", "cublaslt", "gemv", "skinny"] = "library"
     rows: int = 0
     block_k: int = 0
     tokens: int = 0
@@ -35,11 +39,14 @@ class GemmChoice(msgspec.Struct, frozen=True, kw_only=True):
     stages: int = 1
     warps: int = 4
     prefetch: int = 0
+    algorithm: str = ""
 
     def label(self) -> str:
         """A short name for tables."""
         if self.kind == "library":
             return "library"
+        if self.kind == "cublaslt":
+            return f"cublaslt {hashlib.sha256(self.algorithm.encode()).hexdigest()[:6]}"
         if self.kind == "gemv":
             return f"gemv {self.rows}x{self.block_k} w{self.warps}"
         return (
@@ -140,8 +147,34 @@ def linear(
             num_warps=choice.warps,
             **traits.launch_options(),
         )
+    elif choice.kind == "cublaslt" and bias is None:
+        _cublaslt_linear(x, weight, out, choice)
     else:
         library_linear(x, weight, bias, out)
+
+
+def add_linear(
+    x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, choice: GemmChoice
+) -> None:
+    """``out += x @ weight.T`` by the vendor library, the sum rounded once.
+
+    Args:
+        choice: ``cublaslt`` names its algorithm; any other leaves that to the library.
+    """
+    if choice.kind == "cublaslt":
+        library = cublaslt.loaded(x.device)
+        if library is not None and library.multiply(x, weight, out, choice.algorithm, add=True):
+            return
+    out.addmm_(x, weight.T)
+
+
+def _cublaslt_linear(
+    x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, choice: GemmChoice
+) -> None:
+    """An algorithm may refuse strides or alignments that it was not measured with."""
+    library = cublaslt.loaded(x.device)
+    if library is None or not library.multiply(x, weight, out, choice.algorithm):
+        library_linear(x, weight, None, out)
 
 
 def library_linear(
@@ -157,8 +190,3 @@ def library_linear(
     torch.mm(x, weight.T, out_dtype=out.dtype, out=out)
     if bias is not None:
         out += bias
-
-
-def add_library_linear(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
-    """``out += x @ weight.T``, the sum rounded once; through torch's matrix product."""
-    out.addmm_(x, weight.T)

@@ -44,6 +44,7 @@ inline void check_shape(const char* name, const Array& array,
         ++i;
     }
     if (!fits) refuse(name, "has shape " + shape_of(array) + ", not " + expected + "]");
+    if (array.size() == 0) return;
     int64_t stride = 1;
     for (size_t d = array.ndim(); d-- > 0;) {
         if (array.shape(d) > 1 && array.stride(d) != stride) refuse(name, "is not contiguous");
@@ -60,6 +61,12 @@ inline Type float_type(const char* name, const Array& array) {
     if (has_type(array, nb::dlpack::dtype_code::Float, 32)) return Type::float32;
     if (has_type(array, nb::dlpack::dtype_code::Bfloat, 16)) return Type::bfloat16;
     refuse(name, "is neither float32 nor bfloat16");
+}
+
+// Bytes stand for pages of int8 with their scales.
+inline Type cache_type(const char* name, const Array& array) {
+    if (has_type(array, nb::dlpack::dtype_code::UInt, 8)) return Type::int8;
+    return float_type(name, array);
 }
 
 inline float* floats(const char* name, const Array& array, std::initializer_list<int64_t> sizes) {
@@ -90,6 +97,11 @@ inline uint8_t* bytes(const char* name, const Array& array, int64_t size) {
 
 inline void check_same_type(const char* name, Type type, Type expected) {
     if (type != expected) refuse(name, "does not have the dtype of its partner");
+}
+
+// A cache of int8 holds what activations of any type bring, another only those of its own.
+inline void check_holds(const char* name, Type type, Type cache) {
+    if (cache != Type::int8) check_same_type(name, type, cache);
 }
 
 }  // namespace headrace

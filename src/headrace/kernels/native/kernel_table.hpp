@@ -22,7 +22,7 @@ static inline int32_t row_count(Rows rows, const Step& step) {
     return rows == Rows::tokens ? step.tokens : step.sampled;
 }
 
-enum class Type { float32, bfloat16 };
+enum class Type { float32, bfloat16, int8 };
 
 // How a matrix is laid out: tiles of 32 rows (outputs), interleaved along K so that a vector holds
 // one 32-bit unit of each of its rows. Rows past N are zero.
@@ -111,7 +111,8 @@ struct LinearCall {
 
 // Pages of keys [blocks][kv_heads][block/16][units of head_dim][16][per unit] and of values
 // [blocks][kv_heads][units of block][head_dim][per unit], where a 32-bit unit holds 2 bfloat16 or
-// 1 float32: a vector holds one unit of 16 positions (keys) or of 16 dimensions (values).
+// 1 float32: a vector holds one unit of 16 positions (keys) or of 16 dimensions (values). Pages of
+// int8 have scales in them: attention/int8_pages.hpp.
 struct Cache {
     void* keys;
     void* values;
@@ -119,6 +120,16 @@ struct Cache {
     int64_t blocks;
     int64_t block_size;
 };
+
+// Bytes of the keys, or the values, of one head and block.
+static inline int64_t cache_page_bytes(Type type, int64_t block_size, int64_t dim) {
+    switch (type) {
+        case Type::float32: return block_size * dim * 4;
+        case Type::bfloat16: return block_size * dim * 2;
+        case Type::int8: return block_size * (dim + 4);
+    }
+    return 0;
+}
 
 struct Heads {
     int64_t query;
@@ -191,6 +202,43 @@ struct Greedy {
     float* logprob;  // null: not wanted
 };
 
+// Log-probabilities of one token of each row, and of the `top` most likely ones.
+struct Logprobs {
+    const float* logits;
+    int64_t rows;
+    int64_t vocab;
+    const int32_t* tokens;
+    float* logprobs;  // NaN where the row's largest logit is not finite
+    int64_t top;
+    int32_t* top_tokens;  // [rows][top]; of equals the first comes first
+    float* top_logprobs;
+    float* scratch;
+};
+
+// One token of each of `draws` rows of logits. Neutral values: top_k of at least `vocab`, top_p and
+// typical_p of 1. Where the largest logit is not finite a token means nothing.
+struct Draw {
+    const float* logits;
+    int64_t vocab;
+    int64_t draws;
+    const int32_t* rows;
+    const float* temperature;
+    const int64_t* top_k;
+    const float* top_p;
+    const float* typical_p;
+    const float* uniform;  // in [0, 1)
+    int32_t* tokens;
+    float* scratch;
+};
+
+// Each worker has arrays of this many elements of four bytes: keys, weights and token ids of a row,
+// with a vector more than it has logits, and keys and weights again to search in.
+constexpr int64_t kSamplingArrays = 5;
+static inline int64_t sampling_stride(int64_t vocab) { return (vocab + 31) / 16 * 16; }
+static inline int64_t sampling_scratch_floats(int64_t vocab, int64_t workers) {
+    return kSamplingArrays * sampling_stride(vocab) * workers;
+}
+
 struct KernelTable {
     const char* name;
     void (*embed)(const Embed&, const Step&, Worker&);
@@ -201,6 +249,8 @@ struct KernelTable {
     void (*activation)(const Activation&, const Step&, Worker&);
     void (*low_rank)(const LowRank&, const Step&, Worker&);
     void (*greedy)(const Greedy&, Worker&);
+    void (*logprobs)(const Logprobs&, Worker&);
+    void (*draw)(const Draw&, Worker&);
 };
 
 }  // namespace headrace

@@ -9,22 +9,13 @@
 
 #include "buffers.hpp"
 #include "program.hpp"
+#include "sampling_module.hpp"
 #include "table.hpp"
 
 namespace headrace {
 namespace {
 
 using OptionalArray = std::optional<Array>;
-
-const KernelTable& find_kernels(const std::string& name) {
-    std::string names;
-    for (const KernelTable* table : supported_kernels()) {
-        if (name == table->name) return *table;
-        names += std::string(names.empty() ? "" : ", ") + table->name;
-    }
-    throw std::invalid_argument("this machine has no kernels \"" + name + "\", only: " +
-                                (names.empty() ? "none" : names));
-}
 
 Format parse_format(const std::string& name) {
     if (name == "float32") return Format::float32;
@@ -69,9 +60,10 @@ struct PyCache {
             throw std::invalid_argument("block_size must be a multiple of 16, not " +
                                         std::to_string(block_size));
         }
-        cache.type = float_type("keys", keys);
-        check_same_type("values", float_type("values", values), cache.type);
-        const int64_t width = kv_heads * block_size * head_dim;
+        cache.type = cache_type("keys", keys);
+        check_same_type("values", cache_type("values", values), cache.type);
+        const int64_t page = cache_page_bytes(cache.type, block_size, head_dim);
+        const int64_t width = kv_heads * page / static_cast<int64_t>(keys.itemsize());
         check_shape("keys", keys, {kAny, width});
         check_shape("values", values, {static_cast<int64_t>(keys.shape(0)), width});
         cache.keys = keys.data();
@@ -173,7 +165,7 @@ class PyProgram {
         call.heads = heads(num_heads, cache);
         call.cache = cache.cache;
         call.type = float_type("qkv", qkv);
-        check_same_type("qkv", call.type, cache.cache.type);
+        check_holds("qkv", call.type, cache.cache.type);
         check_shape("qkv", qkv, {kAny, (num_heads + 2 * cache.kv_heads) * cache.head_dim});
         call.qkv = qkv.data();
         call.cos_sin = floats("cos_sin", cos_sin, {kAny, cache.head_dim});
@@ -204,7 +196,7 @@ class PyProgram {
         if (window < 0) throw std::invalid_argument("a sliding window must not be negative");
         call.window = window;
         call.type = float_type("qkv", qkv);
-        check_same_type("qkv", call.type, cache.cache.type);
+        check_holds("qkv", call.type, cache.cache.type);
         check_shape("qkv", qkv, {kAny, (num_heads + 2 * cache.kv_heads) * cache.head_dim});
         call.qkv = qkv.data();
         call.query_start = integers("query_start", query_start, {kAny});
@@ -340,25 +332,6 @@ class PyProgram {
     std::vector<Array> kept_;
 };
 
-void greedy(ThreadPool& pool, const std::string& kernels, Array logits, Array token, Array peak,
-            OptionalArray logprob) {
-    Greedy call{};
-    call.logits = floats("logits", logits, {kAny, kAny});
-    call.rows = static_cast<int64_t>(logits.shape(0));
-    call.vocab = static_cast<int64_t>(logits.shape(1));
-    if (call.vocab < 1) throw std::invalid_argument("logits have no columns");
-    call.token = integers("token", token, {call.rows});
-    call.peak = floats("peak", peak, {call.rows});
-    if (logprob) call.logprob = floats("logprob", *logprob, {call.rows});
-    const KernelTable& table = find_kernels(kernels);
-    const nb::gil_scoped_release release;
-    // Sleeping workers are not worth waking for a row or two.
-    static ThreadPool alone(1, {});
-    ThreadPool& chosen = call.rows < pool.size() * 2 ? alone : pool;
-    chosen.run(std::make_shared<ThreadPool::Job>(
-        [kernel = table.greedy, call](Worker& worker) { kernel(call, worker); }));
-}
-
 }  // namespace
 }  // namespace headrace
 
@@ -421,6 +394,5 @@ NB_MODULE(_native, module) {
         .def("set_profiling", &PyProgram::set_profiling, "on"_a)
         .def("profile", &PyProgram::profile);
 
-    module.def("greedy", &greedy, "pool"_a, "kernels"_a, "logits"_a.noconvert(),
-               "token"_a.noconvert(), "peak"_a.noconvert(), "logprob"_a.noconvert().none());
+    bind_sampling(module);
 }

@@ -11,11 +11,13 @@ void attention(const Attention&, const Step&, Worker&);
 void activation(const Activation&, const Step&, Worker&);
 void low_rank(const LowRank&, const Step&, Worker&);
 void greedy(const Greedy&, Worker&);
+void logprobs(const Logprobs&, Worker&);
+void draw(const Draw&, Worker&);
 
 #define HEADRACE_STRING_(x) #x
 #define HEADRACE_STRING(x) HEADRACE_STRING_(x)
 
 const KernelTable kernels = {HEADRACE_STRING(HEADRACE_ISA), embed, norm, linear, rotary, attention,
-                             activation, low_rank, greedy};
+                             activation, low_rank, greedy, logprobs, draw};
 
 }  // namespace headrace::HEADRACE_ISA

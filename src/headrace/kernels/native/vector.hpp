@@ -83,6 +83,10 @@ HEADRACE_INLINE __m256i round_to_bf16(Floats v) {
 HEADRACE_INLINE void store_bf16(uint16_t* p, Floats v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), round_to_bf16(v));
 }
+// Zero where `a` is zero, else `v`.
+HEADRACE_INLINE Floats without_zeros(Floats a, Floats v) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, zeros(), _CMP_NEQ_UQ), v);
+}
 // Keeps lane i where i < count.
 HEADRACE_INLINE Floats keep_first(Floats v, int count, float other) {
     const Ints lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -108,6 +112,7 @@ HEADRACE_INLINE float reduce_max(Floats v) {
     return _mm_cvtss_f32(_mm_max_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
 }
 HEADRACE_INLINE Ints add_ints(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+HEADRACE_INLINE Ints sub_ints(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
 HEADRACE_INLINE int32_t reduce_add_ints(Ints v) { return _mm512_reduce_add_epi32(v); }
 HEADRACE_INLINE Ints max_ints(Ints a, Ints b) { return _mm512_max_epi32(a, b); }
 HEADRACE_INLINE int32_t reduce_max_ints(Ints v) { return _mm512_reduce_max_epi32(v); }
@@ -185,6 +190,10 @@ HEADRACE_INLINE void store_bf16(uint16_t* p, Floats v) {
     const __m128i high = _mm256_extracti128_si256(chosen, 1);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(low, high));
 }
+// Zero where `a` is zero, else `v`.
+HEADRACE_INLINE Floats without_zeros(Floats a, Floats v) {
+    return _mm256_and_ps(_mm256_cmp_ps(a, zeros(), _CMP_NEQ_UQ), v);
+}
 // Keeps lane i where i < count.
 HEADRACE_INLINE Floats keep_first(Floats v, int count, float other) {
     const Ints lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -208,6 +217,7 @@ HEADRACE_INLINE float reduce_max(Floats v) {
     return _mm_cvtss_f32(_mm_max_ss(pair, _mm_shuffle_ps(pair, pair, 1)));
 }
 HEADRACE_INLINE Ints add_ints(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
+HEADRACE_INLINE Ints sub_ints(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
 HEADRACE_INLINE int32_t reduce_add_ints(Ints v) {
     const __m128i quarter =
         _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));

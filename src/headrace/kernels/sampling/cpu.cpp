@@ -1,17 +1,66 @@
-// The most likely token of each row of logits, its logit and its log-probability.
+// The most likely token of each row of logits, and log-probabilities.
 #include "kernel_table.hpp"
-#include "vector.hpp"
+#include "row.hpp"
+#include "threshold.hpp"
 
 namespace headrace::HEADRACE_ISA {
 namespace {
 
 constexpr int64_t kSegment = 1024;
 constexpr uint32_t kInfinity = 0x7f800000;
+constexpr float kLeast = -3.402823466e38f;
 
-struct Peak {
-    float value;  // NaN where any logit is
-    int64_t token;
-};
+// Whether token `a` comes after token `b` in order of falling logits; of equals the first comes
+// first.
+HEADRACE_INLINE bool comes_after(const float* logits, int32_t a, int32_t b) {
+    return logits[a] < logits[b] || (logits[a] == logits[b] && a > b);
+}
+
+// Heapsort by `comes_after`: the number of tokens is up to the client.
+void sort_by_logit(const float* logits, int32_t* tokens, int64_t count) {
+    const auto swap = [&](int64_t a, int64_t b) {
+        const int32_t token = tokens[a];
+        tokens[a] = tokens[b];
+        tokens[b] = token;
+    };
+    const auto sink = [&](int64_t root, int64_t end) {
+        for (int64_t child = 2 * root + 1; child < end; child = 2 * root + 1) {
+            if (child + 1 < end && comes_after(logits, tokens[child + 1], tokens[child])) ++child;
+            if (!comes_after(logits, tokens[child], tokens[root])) return;
+            swap(root, child);
+            root = child;
+        }
+    };
+    for (int64_t root = count / 2; root-- > 0;) sink(root, count);
+    for (int64_t end = count; end-- > 1;) {
+        swap(0, end);
+        sink(0, end);
+    }
+}
+
+// The `wanted` most likely tokens of a row without NaN, in that order.
+void find_likeliest(const float* logits, int64_t wanted, const Candidates& row,
+                    const Candidates& room, int32_t* tokens) {
+    const int64_t vocab = row.count;
+    for (int64_t i = 0; i < vocab; i += kWidth) {
+        // Forbidden tokens are candidates too: somebody may ask for all.
+        store(row.keys + i, maximum(load_logits(logits, i, vocab), broadcast(kLeast)));
+    }
+    pad(row.keys, row.weights, vocab);
+    const Threshold last = find_threshold<false>(row, static_cast<double>(wanted), room);
+    int64_t equal = wanted - static_cast<int64_t>(last.before), found = 0;
+    for (int64_t i = 0; i < vocab; i += kWidth) {
+        const Mask kept = lanes_at_least(load(row.keys + i), broadcast(last.key));
+        for (uint32_t bits = bits_of(kept); bits != 0; bits &= bits - 1) {
+            const int64_t token = i + __builtin_ctz(bits);
+            if (row.keys[token] == last.key && equal-- <= 0) continue;
+            tokens[found++] = static_cast<int32_t>(token);
+        }
+    }
+    sort_by_logit(logits, tokens, wanted);
+}
+
+}  // namespace
 
 Peak find_peak(const float* logits, int64_t vocab) {
     Peak peak{-__builtin_inff(), 0};
@@ -46,24 +95,13 @@ Peak find_peak(const float* logits, int64_t vocab) {
     return peak;
 }
 
-// log of the sum of exp(logit - peak), of at least 1.
 float log_total(const float* logits, int64_t vocab, float peak) {
     Floats sums = zeros();
     for (int64_t i = 0; i < vocab; i += kWidth) {
-        const int64_t left = vocab - i;
-        alignas(64) float part[kWidth];
-        if (left < kWidth) {
-            for (int64_t j = 0; j < kWidth; ++j) {
-                part[j] = j < left ? logits[i + j] : -__builtin_inff();
-            }
-        }
-        const Floats value = load(left < kWidth ? part : logits + i);
-        sums = add(sums, exponential(sub(value, broadcast(peak))));
+        sums = add(sums, exponential(sub(load_logits(logits, i, vocab), broadcast(peak))));
     }
     return __builtin_logf(reduce_add(sums));
 }
-
-}  // namespace
 
 void greedy(const Greedy& call, Worker& worker) {
     int64_t row = 0;
@@ -74,6 +112,32 @@ void greedy(const Greedy& call, Worker& worker) {
         call.peak[row] = peak.value;
         if (call.logprob != nullptr) {
             call.logprob[row] = -log_total(logits, call.vocab, peak.value);
+        }
+    }
+}
+
+void logprobs(const Logprobs& call, Worker& worker) {
+    int64_t r = 0;
+    while (worker.take(call.rows, r)) {
+        const float* logits = call.logits + r * call.vocab;
+        float* top_logprobs = call.top_logprobs + r * call.top;
+        int32_t* top_tokens = call.top_tokens + r * call.top;
+        const Peak peak = find_peak(logits, call.vocab);
+        const bool finite = peak.value - peak.value == 0.0f;
+        const float total =
+            finite ? peak.value + log_total(logits, call.vocab, peak.value) : __builtin_nanf("");
+        call.logprobs[r] = logits[call.tokens[r]] - total;
+        if (call.top == 0) continue;
+        if (finite) {
+            Candidates row = candidates_in(call.scratch, call.vocab, worker.index(), false);
+            row.low = kLeast;
+            row.high = peak.value;
+            find_likeliest(logits, call.top, row,
+                           candidates_in(call.scratch, call.vocab, worker.index(), true), top_tokens);
+        }
+        for (int64_t i = 0; i < call.top; ++i) {
+            if (!finite) top_tokens[i] = static_cast<int32_t>(i);
+            top_logprobs[i] = logits[top_tokens[i]] - total;
         }
     }
 }

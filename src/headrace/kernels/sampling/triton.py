@@ -19,6 +19,8 @@ def most_likely_kernel(
     logits,
     token_ids,
     finite,
+    rows,
+    last_tokens,
     partial_peaks,
     partial_ids,
     tickets,
@@ -32,6 +34,8 @@ def most_likely_kernel(
     """Grid (``SLICES``, rows); not a number counts as infinity, so that it is never passed over.
 
     Args:
+        rows: [R] int32, whose logits they are.
+        last_tokens: [rows] int32, by row: where the next step reads its token.
         partial_peaks: [rows, SLICES] float32.
         partial_ids: [rows, SLICES] int32.
         tickets: [rows] int32 zeros; left at zero.
@@ -67,9 +71,11 @@ def most_likely_kernel(
             peak = tl.max(all_peaks, axis=0)
             token = tl.min(tl.where(all_peaks == peak, all_ids, 2147483647), axis=0)
             tl.store(token_ids + row, token.to(tl.int64))
+            tl.store(last_tokens + tl.load(rows + row), token)
             tl.store(finite + row, (peak < float("inf")) & (peak > float("-inf")))
     else:
         tl.store(token_ids + row, token.to(tl.int64))
+        tl.store(last_tokens + tl.load(rows + row), token)
         tl.store(finite + row, (peak < float("inf")) & (peak > float("-inf")))
 
 
@@ -78,29 +84,37 @@ class MostLikely:
 
     Args:
         max_rows: Most rows of logits at once.
+
+    Attributes:
+        token_ids: [max_rows] int64, the first of equals.
+        finite: [max_rows] bool: the largest logit is; NaN anywhere in a row makes it not finite.
     """
 
     def __init__(self, max_rows: int, device: torch.device, traits: GpuTraits) -> None:
         self._traits = traits
+        self.token_ids = torch.zeros(max_rows, dtype=torch.int64, device=device)
+        self.finite = torch.zeros(max_rows, dtype=torch.bool, device=device)
         self._peaks = torch.empty(max_rows, _MOST_SLICES, dtype=torch.float32, device=device)
         self._ids = torch.empty(max_rows, _MOST_SLICES, dtype=torch.int32, device=device)
         self._tickets = torch.zeros(max_rows, dtype=torch.int32, device=device)
 
-    def __call__(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids [R] int64, the first of equals, and [R] bool: the largest logit is finite.
+    def find(self, logits: torch.Tensor, rows: torch.Tensor, last_tokens: torch.Tensor) -> None:
+        """Fill the first R of ``token_ids`` and ``finite``.
 
         Args:
-            logits: [R, vocab]; NaN anywhere in a row makes it not finite.
+            logits: [R, vocab].
+            rows: [R] int32.
+            last_tokens: [max_rows] int32; those of ``rows`` are set.
         """
-        rows, vocab_size = logits.shape
-        token_ids = torch.empty(rows, dtype=torch.int64, device=logits.device)
-        finite = torch.empty(rows, dtype=torch.bool, device=logits.device)
+        count, vocab_size = logits.shape
         # Two variants and no more: a warm-up that runs one row and all of them has compiled both.
-        slices = _MOST_SLICES if rows <= _FEW_ROWS else _MOST_SLICES // 8
-        most_likely_kernel[(slices, rows)](
+        slices = _MOST_SLICES if count <= _FEW_ROWS else _MOST_SLICES // 8
+        most_likely_kernel[(slices, count)](
             logits,
-            token_ids,
-            finite,
+            self.token_ids,
+            self.finite,
+            rows,
+            last_tokens,
             self._peaks,
             self._ids,
             self._tickets,
@@ -112,4 +126,3 @@ class MostLikely:
             num_warps=4,
             **self._traits.launch_options(),
         )
-        return token_ids, finite

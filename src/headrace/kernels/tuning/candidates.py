@@ -9,8 +9,8 @@ import triton
 from headrace.kernels.linear.triton import LIBRARY, GemmChoice
 from headrace.kernels.triton_launch import GpuTraits
 
-MOST_TOKENS = 256
-"""Beyond, the vendor library is used without a measurement."""
+_MOST_TOKENS_WIDE, _MOST_TOKENS = 64, 256
+"""Beyond, the library alone is measured; on Hopper its kernels win from fewer tokens on."""
 
 _Tile = tuple[int, int, int, int, tuple[int, ...]]
 """Weight rows, tokens, columns at a time, warps, depths of the load pipeline."""
@@ -54,9 +54,11 @@ def candidates(num_rows: int, columns: int, tokens: int, traits: GpuTraits) -> l
     Args:
         num_rows: N of the weight.
         columns: K.
-        tokens: Of the input, at most ``MOST_TOKENS``.
+        tokens: Of the input.
     """
     choices = [LIBRARY]
+    if tokens > (_MOST_TOKENS_WIDE if traits.wide_matrix_unit else _MOST_TOKENS):
+        return choices
     if tokens == 1:
         for rows, block_k, warps in ((4, 2048, 8), (4, 2048, 4), (4, 1024, 4), (8, 1024, 8)):
             if block_k <= triton.next_power_of_2(columns):

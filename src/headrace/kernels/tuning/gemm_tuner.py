@@ -15,15 +15,19 @@ from pathlib import Path
 import torch
 import triton
 
+from headrace.kernels.linear import cublaslt
 from headrace.kernels.linear.triton import LIBRARY, GemmChoice, GemmWorkspace
 from headrace.kernels.triton_launch import GpuTraits
 from headrace.kernels.tuning import table as tables
-from headrace.kernels.tuning.candidates import MOST_TOKENS, candidates, untuned
+from headrace.kernels.tuning.candidates import candidates, untuned
 from headrace.kernels.tuning.measure import ChainTimer
 from headrace.kernels.tuning.precompile import Job, precompile
 
-TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-"""Measured numbers of tokens; others take the choice of the next larger."""
+TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256)
+"""Measured numbers of tokens; others up to the last take the choice of the next larger."""
+
+LARGE_TOKEN_COUNTS = (384, 512, 768, 1024, 2048, 4096, 8192)
+"""Measured as well: what graphs of prompts and full steps run. Others leave it to the library."""
 
 _logger = logging.getLogger(__name__)
 
@@ -35,6 +39,11 @@ class LinearShape:
     num_rows: int
     columns: int
     wide_output: bool
+
+
+def token_counts(shape: LinearShape) -> tuple[int, ...]:
+    """Measured numbers of tokens; only sampled tokens reach the head, whose output is wide."""
+    return TOKEN_COUNTS if shape.wide_output else TOKEN_COUNTS + LARGE_TOKEN_COUNTS
 
 
 class GemmTuner:
@@ -59,18 +68,20 @@ class GemmTuner:
         self._traits = traits
         self._workspace = workspace
         self._directory = directory
-        self._choices: dict[LinearShape, list[GemmChoice]] = {}
+        self._choices: dict[LinearShape, dict[int, GemmChoice]] = {}
         self.library_only = False
         self.frozen = False
 
     def choose(self, num_rows: int, columns: int, tokens: int, wide_output: bool) -> GemmChoice:
         """The way to compute a product of this shape."""
-        if self.library_only or tokens > MOST_TOKENS:
+        if self.library_only:
             return LIBRARY
         tuned = self._choices.get(LinearShape(num_rows, columns, wide_output))
         if tuned is None:
             return untuned(num_rows, columns, tokens, self._traits)
-        return tuned[bisect_left(TOKEN_COUNTS, tokens)]
+        if tokens > TOKEN_COUNTS[-1]:
+            return tuned.get(tokens, LIBRARY)
+        return tuned[TOKEN_COUNTS[bisect_left(TOKEN_COUNTS, tokens)]]
 
     def use_library(self) -> None:
         """The vendor library for everything, for comparison."""
@@ -102,8 +113,7 @@ class GemmTuner:
                 tables.save(path, tables.TuningTable(validators=validators, shapes=results))
         for result in results:
             shape = LinearShape(result.num_rows, result.columns, result.wide_output)
-            self._choices.setdefault(shape, [LIBRARY] * len(TOKEN_COUNTS))
-            self._choices[shape][TOKEN_COUNTS.index(result.tokens)] = result.choice
+            self._choices.setdefault(shape, {})[result.tokens] = result.choice
             self._workspace.reserve(result.choice, result.tokens, result.num_rows)
         self.frozen = True
         return results
@@ -130,7 +140,7 @@ class GemmTuner:
             return None
         if table is None:
             return None
-        wanted = {(shape, tokens) for shape in shapes for tokens in TOKEN_COUNTS}
+        wanted = {(shape, tokens) for shape in shapes for tokens in token_counts(shape)}
         found = {
             (LinearShape(s.num_rows, s.columns, s.wide_output), s.tokens) for s in table.shapes
         }
@@ -143,7 +153,7 @@ class GemmTuner:
         listed = [
             (shape, tokens, candidates(shape.num_rows, shape.columns, tokens, self._traits))
             for shape in weights
-            for tokens in TOKEN_COUNTS
+            for tokens in token_counts(shape)
         ]
         jobs = {
             (shape.columns, tokens % 16, shape.wide_output, choice): Job(
@@ -156,7 +166,7 @@ class GemmTuner:
             )
             for shape, tokens, choices in listed
             for choice in choices
-            if choice.kind != "library"
+            if choice.kind in ("gemv", "skinny")
         }
         precompile(list(jobs.values()), self._device)
         for shape, tokens, choices in listed:
@@ -164,15 +174,7 @@ class GemmTuner:
                 self._workspace.reserve(choice, tokens, shape.num_rows)
         results = []
         for shape, tokens, choices in listed:
-            timer = ChainTimer(
-                weights[shape], tokens, self._out_dtype(shape), self._workspace, self._traits
-            )
-            times = {}
-            for choice in choices:
-                try:
-                    times[choice] = timer.microseconds(choice)
-                except RuntimeError as error:
-                    _logger.warning("%s cannot run here: %s", choice.label(), error)
+            times = self._times(shape, tokens, choices, weights[shape])
             best = min(times, key=lambda choice: times[choice])
             results.append(
                 tables.TunedShape(
@@ -182,10 +184,33 @@ class GemmTuner:
                     wide_output=shape.wide_output,
                     choice=best,
                     microseconds=round(times[best], 2),
-                    library_microseconds=round(times.get(LIBRARY, float("inf")), 2),
+                    library_microseconds=round(times.get(LIBRARY, tables.NOT_MEASURED), 2),
                 )
             )
         return results
+
+    def _times(
+        self,
+        shape: LinearShape,
+        tokens: int,
+        choices: list[GemmChoice],
+        weights: list[torch.Tensor],
+    ) -> dict[GemmChoice, float]:
+        """Microseconds of every choice that can run; the library's is among them."""
+        try:
+            timer = ChainTimer(
+                weights, tokens, self._out_dtype(shape), self._workspace, self._traits
+            )
+        except torch.cuda.OutOfMemoryError:
+            _logger.warning("%d tokens do not fit beside the model: not tuned", tokens)
+            return {LIBRARY: tables.NOT_MEASURED}
+        times = {}
+        for choice in [*choices, *timer.library_algorithms()]:
+            try:
+                times[choice] = timer.microseconds(choice)
+            except RuntimeError as error:
+                _logger.warning("%s cannot run here: %s", choice.label(), error)
+        return times
 
     def _out_dtype(self, shape: LinearShape) -> torch.dtype:
         return torch.float32 if shape.wide_output else self._dtype
@@ -193,7 +218,7 @@ class GemmTuner:
     def _validators(self) -> tables.Validators:
         listed = [
             choice
-            for tokens in TOKEN_COUNTS
+            for tokens in (*TOKEN_COUNTS, *LARGE_TOKEN_COUNTS)
             for choice in candidates(1 << 14, 1 << 14, tokens, self._traits)
         ]
         return tables.Validators(
@@ -202,8 +227,14 @@ class GemmTuner:
             torch=str(torch.__version__),
             triton=triton.__version__,
             runtime=str(torch.version.hip or torch.version.cuda),
+            library=_library_version(self._device),
             candidates=hashlib.sha256(repr(listed).encode()).hexdigest()[:12],
         )
+
+
+def _library_version(device: torch.device) -> str:
+    library = cublaslt.loaded(device)
+    return "" if library is None else f"cublaslt {library.version}"
 
 
 def _name(dtype: torch.dtype) -> str:

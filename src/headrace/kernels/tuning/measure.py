@@ -6,10 +6,13 @@ import statistics
 
 import torch
 
+from headrace.kernels.linear import cublaslt
 from headrace.kernels.linear.triton import GemmChoice, GemmWorkspace, linear
 from headrace.kernels.norm.triton import rms_norm
 from headrace.kernels.triton_launch import GpuTraits
 
+_MOST_ALGORITHMS = 32
+_FEW_TOKENS = 256
 _COLD_BYTES = 400 << 20
 """Read between two uses of a weight: several times the L2 cache of any device."""
 
@@ -29,9 +32,15 @@ class ChainTimer:
         workspace: GemmWorkspace,
         traits: GpuTraits,
     ) -> None:
-        """Use ``weights`` [N, K], equal in shape, in turn; a lone small one is copied."""
+        """Use ``weights`` [N, K], equal in shape, in turn; a lone small one is copied.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: So many tokens do not fit beside the model.
+        """
         num_rows, columns = weights[0].shape
-        wanted = max(2, -(-_COLD_BYTES // weights[0].nbytes))
+        # Where there are many tokens, reading the weight is a small part of the time.
+        cold_bytes = _COLD_BYTES if tokens <= _FEW_TOKENS else 0
+        wanted = max(2, -(-cold_bytes // weights[0].nbytes))
         self._weights = (weights + [weights[0].clone() for _ in range(wanted - len(weights))])[
             :wanted
         ]
@@ -42,6 +51,14 @@ class ChainTimer:
         self._out = torch.empty(tokens, num_rows, dtype=out_dtype, device=like.device)
         self._workspace = workspace
         self._traits = traits
+
+    def library_algorithms(self) -> list[GemmChoice]:
+        """What the vendor library offers beside the way that torch takes."""
+        library = cublaslt.loaded(self._x.device)
+        if library is None:
+            return []
+        found = library.algorithms(self._x, self._weights[0], self._out, _MOST_ALGORITHMS)
+        return [GemmChoice(kind="cublaslt", algorithm=algorithm) for algorithm in found]
 
     def _chain(self, choice: GemmChoice) -> None:
         for weight in self._weights:

@@ -9,11 +9,12 @@ import msgspec
 
 from headrace.kernels.linear.triton import GemmChoice
 
-_FORMAT = 1
+_FORMAT = 2
+NOT_MEASURED = 0.0
 
 
 class TunedShape(msgspec.Struct, frozen=True, kw_only=True):
-    """The result for one weight shape and number of tokens; times in microseconds."""
+    """The result for one weight shape and number of tokens; times in microseconds or 0."""
 
     num_rows: int
     columns: int
@@ -33,6 +34,7 @@ class Validators(msgspec.Struct, frozen=True, kw_only=True):
     triton: str
     runtime: str
     candidates: str
+    library: str
     tensor_parallel: int = 1
     rank: int = 0
 

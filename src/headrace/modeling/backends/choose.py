@@ -18,6 +18,7 @@ from headrace.modeling.backends.torch_backend import TorchBackend
 
 BACKENDS = ("auto", "native", "triton", "torch")
 NATIVE_DTYPES = (torch.bfloat16, torch.float32)
+KV_CACHE_DTYPES = ("auto", "int8")
 _DTYPES = {
     "auto": torch.bfloat16,
     "bfloat16": torch.bfloat16,
@@ -50,6 +51,7 @@ def choose_backend(
     block_size: int = 16,
     threads: int | None = None,
     packed_weights: bool = False,
+    kv_cache_dtype: str = "auto",
 ) -> BackendChoice:
     """Pick the fastest backend that can run here.
 
@@ -61,6 +63,7 @@ def choose_backend(
         block_size: Tokens of one cache block.
         threads: CPU threads; ``None``: from the machine.
         packed_weights: Compute with quantized weights as they are packed, where the backend can.
+        kv_cache_dtype: ``auto``, as activations are, or ``int8``, which only native kernels hold.
 
     Raises:
         ConfigurationError: an unknown name, or a backend that cannot run here and why.
@@ -69,10 +72,17 @@ def choose_backend(
         raise ConfigurationError(f"--backend must be one of {', '.join(BACKENDS)}, got `{name}`")
     if dtype not in _DTYPES:
         raise ConfigurationError(f"--dtype must be one of {', '.join(_DTYPES)}, got `{dtype}`")
+    if kv_cache_dtype not in KV_CACHE_DTYPES:
+        raise ConfigurationError(
+            f"--kv-cache-dtype must be one of {', '.join(KV_CACHE_DTYPES)}, got `{kv_cache_dtype}`"
+        )
     where, kind = resolve_device(device), _DTYPES[dtype]
+    cache_kind = torch.int8 if kv_cache_dtype == "int8" else None
     if where.type != "cpu":
         if name == "native":
             raise ConfigurationError("--backend native computes on the CPU: add --device cpu")
+        if cache_kind is not None:
+            raise _no_such_cache("a GPU's attention reads keys and values of the model's dtype")
         missing = _triton_missing(kind)
         if name != "torch" and missing is None:
             # Only here: Triton is absent where torch was built for CPUs.
@@ -90,7 +100,9 @@ def choose_backend(
     missing = native.reason_unavailable() or reason_refused(head_dim, block_size)
     if name != "torch" and missing is None and kind in NATIVE_DTYPES:
         torch.set_num_threads(1)
-        native_backend = NativeCpuBackend(kind, count, quantized=packed_weights)
+        native_backend = NativeCpuBackend(
+            kind, count, quantized=packed_weights, cache_dtype=cache_kind
+        )
         # It takes its own matrices and caches only, which the decoder hands back to it unseen.
         backend = cast(Backend, native_backend)
         reason = f"{native_backend.instruction_set} kernels on {count} threads"
@@ -100,7 +112,13 @@ def choose_backend(
         raise ConfigurationError(f"--backend native: {reason}")
     torch.set_num_threads(count)
     reason = "as --backend asks" if name == "torch" else missing or f"no native kernels for {dtype}"
+    if cache_kind is not None:
+        raise _no_such_cache(f"only the native backend has it, and torch serves ({reason})")
     return _choice(TorchBackend(where, kind), kind, f"{reason}; {count} threads")
+
+
+def _no_such_cache(reason: str) -> ConfigurationError:
+    return ConfigurationError(f"--kv-cache-dtype int8: {reason}")
 
 
 def _triton_missing(dtype: torch.dtype) -> str | None:

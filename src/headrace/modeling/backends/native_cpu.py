@@ -18,6 +18,7 @@ from headrace.kernels.native.memory import gather_into_huge_pages, huge_page_zer
 from headrace.link.errors import ConfigurationError
 from headrace.modeling.activations import Activations
 from headrace.modeling.backends.backend import Computation
+from headrace.modeling.backends.native_sampling import NativeChoices
 from headrace.modeling.loading.gguf_dequantize import dequantize
 from headrace.modeling.loading.gguf_repack import as_plain_blocks, as_q8_0
 from headrace.modeling.operations import (
@@ -33,6 +34,9 @@ HEAD_SIZES = range(32, 257, 32)
 
 BLOCK_SIZE_STEP = 16
 """A cache block holds a multiple of so many tokens."""
+
+_SCALE_BYTES = 4
+"""A float32 scale a position and head, of an int8 cache."""
 
 _DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
@@ -66,7 +70,8 @@ class NativeCache:
     """Keys and values of one layer; each page holds 16 positions interleaved.
 
     Attributes:
-        keys: [blocks, kv_heads * block_size * head_dim], laid out as ``kernel_table.hpp`` says.
+        keys: [blocks, elements of kv_heads pages], laid out as ``kernel_table.hpp`` says; bytes,
+            scales among them, where the cache is in int8.
         values: The same size.
         handle: What the extension knows the cache by.
     """
@@ -90,7 +95,8 @@ class NativeOperations:
     """``Operations`` that append a kernel call to a program: the recording one, or one of its own.
 
     Args:
-        dtype: Activations, cache and dense weights: bfloat16 or float32.
+        dtype: Activations and dense weights: bfloat16 or float32.
+        cache_dtype: Keys and values: ``dtype`` or int8.
         instruction_set: Of ``headrace.kernels.native.instruction_sets()``.
         pool: The extension's thread pool.
         quantized: Compute GGUF blocks as they are, with activations rounded to 8 bits in blocks of
@@ -98,9 +104,15 @@ class NativeOperations:
     """
 
     def __init__(
-        self, dtype: torch.dtype, instruction_set: str, pool: Any, quantized: bool
+        self,
+        dtype: torch.dtype,
+        cache_dtype: torch.dtype,
+        instruction_set: str,
+        pool: Any,
+        quantized: bool,
     ) -> None:
         self._dtype = dtype
+        self._cache_dtype = cache_dtype
         self._instruction_set = instruction_set
         self._pool = pool
         self._quantized = quantized
@@ -155,9 +167,10 @@ class NativeOperations:
         Raises:
             ConfigurationError: A block size or head size that the kernels have no layout for.
         """
-        width = shape.num_kv_heads * block_size * shape.head_dim
-        keys = huge_page_zeros(num_blocks * width, self._dtype).view(num_blocks, width)
-        values = huge_page_zeros(num_blocks * width, self._dtype).view(num_blocks, width)
+        kind = torch.uint8 if self._cache_dtype == torch.int8 else self._cache_dtype
+        width = self.cache_bytes_per_block(shape, block_size) // 2 // kind.itemsize
+        keys = huge_page_zeros(num_blocks * width, kind).view(num_blocks, width)
+        values = huge_page_zeros(num_blocks * width, kind).view(num_blocks, width)
         try:
             handle = self._extension.Cache(
                 keys, values, shape.num_kv_heads, shape.head_dim, block_size
@@ -168,7 +181,10 @@ class NativeOperations:
 
     def cache_bytes_per_block(self, shape: AttentionShape, block_size: int) -> int:
         """Bytes that one block of one layer takes, keys and values together."""
-        return 2 * shape.num_kv_heads * block_size * shape.head_dim * self._dtype.itemsize
+        head_bytes = shape.head_dim * self._cache_dtype.itemsize
+        if self._cache_dtype == torch.int8:
+            head_bytes += _SCALE_BYTES
+        return 2 * shape.num_kv_heads * block_size * head_bytes
 
     # The step.
 
@@ -426,6 +442,7 @@ class NativeCpuBackend:
         instruction_set: ``None``: the fastest that this machine runs.
         quantized: Compute GGUF's Q4_0, Q4_1 and Q8_0 in their blocks; ``False`` unpacks them.
         cpus: One CPU for each thread to be pinned to; ``None``: the scheduler decides.
+        cache_dtype: Of keys and values: int8, or ``None`` for ``dtype``.
 
     Raises:
         NativeKernelsUnavailable: No extension, or a CPU below AVX2.
@@ -439,15 +456,24 @@ class NativeCpuBackend:
         instruction_set: str | None = None,
         quantized: bool = True,
         cpus: list[int] | None = None,
+        cache_dtype: torch.dtype | None = None,
     ) -> None:
         if dtype not in _DTYPE_NAMES:
             raise ConfigurationError(
                 f"the native CPU backend computes in bfloat16 or float32, not {dtype}"
             )
+        if cache_dtype not in (None, dtype, torch.int8):
+            raise ConfigurationError(
+                f"the native CPU backend holds keys and values in {dtype} or int8, "
+                f"not {cache_dtype}"
+            )
         self._instruction_set = native.choose_instruction_set(instruction_set)
         self._threads = threads or len(os.sched_getaffinity(0))
         self._pool = native.extension().ThreadPool(self._threads, cpus or [])
-        self._operations = NativeOperations(dtype, self._instruction_set, self._pool, quantized)
+        self._choices = NativeChoices(self._pool, self._instruction_set)
+        self._operations = NativeOperations(
+            dtype, cache_dtype or dtype, self._instruction_set, self._pool, quantized
+        )
 
     @property
     def name(self) -> str:
@@ -471,10 +497,12 @@ class NativeCpuBackend:
 
     def most_likely(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [R, vocab] to token ids [R] int64 and [R] bool: the largest logit is finite."""
-        token = torch.empty(len(logits), dtype=torch.int32)
-        peak = torch.empty(len(logits))
-        native.extension().greedy(self._pool, self._instruction_set, logits, token, peak, None)
-        return token.long(), peak.isfinite()
+        return self._choices.most_likely(logits)
+
+    @property
+    def token_choices(self) -> NativeChoices:
+        """What a sampler chooses tokens by."""
+        return self._choices
 
     def compile(
         self, computation: Computation, step: StepInputs, activations: Activations

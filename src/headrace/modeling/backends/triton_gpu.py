@@ -40,6 +40,7 @@ from headrace.modeling.operations import (
     Linear,
     WeightPart,
 )
+from headrace.modeling.sampling.device_sampler import DeviceSampler
 from headrace.modeling.step import StepInputs
 
 _DTYPES = (torch.bfloat16, torch.float16)
@@ -301,7 +302,10 @@ class TritonOperations:
         """residual += x @ weight.T + bias; out = RMSNorm(residual) * norm_weight."""
         matrix = cast(DenseMatrix, weight)
         if matrix.bias is None and x.shape[0] >= gemm.FEWEST_TOKENS_ADDED:
-            gemm.add_library_linear(x, matrix.weight, residual)
+            choice = self.tuner.choose(
+                weight.out_features, weight.in_features, x.shape[0], wide_output=False
+            )
+            gemm.add_linear(x, matrix.weight, residual, choice)
             self.rms_norm(residual, norm_weight, eps, out)
         else:
             self.linear(x, weight, delta)
@@ -385,6 +389,15 @@ class TritonBackend:
     def operations(self) -> TritonOperations:
         """The operations; each launches at once."""
         return self._operations
+
+    def make_sampler(
+        self, max_rows: int, max_length: int, max_logits: int, vocab_size: int
+    ) -> DeviceSampler:
+        """Kernels of our own: nothing is allocated after."""
+        operations = self._operations
+        return DeviceSampler(
+            max_rows, max_length, max_logits, vocab_size, operations.device, operations.traits
+        )
 
     def compile(
         self, computation: Computation, step: StepInputs, activations: Activations

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,43 +12,13 @@ from headrace.modeling.sampling.filters import (
     draw_from_all,
     draw_from_likeliest,
 )
-from headrace.modeling.sampling.greedy import MostLikelyTokens, most_likely_on
+from headrace.modeling.sampling.greedy import MostLikelyTokens, most_likely
 from headrace.modeling.sampling.penalties import TokenHistory, penalise
+from headrace.modeling.sampling.sampled_tokens import SampledTokens
 from headrace.modeling.sampling.uniform import uniforms
 
 _Int32Array = npt.NDArray[np.int32]
 _TEMPERATURE, _TOP_P, _TYPICAL_P, _UNIFORM = range(4)
-
-
-@dataclass(frozen=True, slots=True)
-class SampledTokens:
-    """The choice for each of R rows, on the device.
-
-    Attributes:
-        token_ids: [R] int64.
-        valid: [R] bool: false where the logits were not finite, the id then means nothing.
-        logprobs: [R] float32 of the chosen tokens under the unchanged logits; ``None`` if no row
-            asked.
-        top_ids: [R, n] int64 most likely tokens, n the largest number that a row asked for;
-            ``None`` if none did.
-        top_logprobs: [R, n] float32, theirs.
-    """
-
-    token_ids: torch.Tensor
-    valid: torch.Tensor
-    logprobs: torch.Tensor | None
-    top_ids: torch.Tensor | None
-    top_logprobs: torch.Tensor | None
-
-    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> SampledTokens:
-        """The same with ``function`` applied to every tensor."""
-        return SampledTokens(
-            function(self.token_ids),
-            function(self.valid),
-            None if self.logprobs is None else function(self.logprobs),
-            None if self.top_ids is None else function(self.top_ids),
-            None if self.top_logprobs is None else function(self.top_logprobs),
-        )
 
 
 class Sampler:
@@ -62,7 +29,7 @@ class Sampler:
         max_length: Longest sequence in tokens.
         vocab_size: Number of logits.
         device: Where the logits are.
-        most_likely: The greedy choice; ``None``: what suits the device.
+        own_choice: The greedy choice; ``None``: torch's.
     """
 
     def __init__(
@@ -71,12 +38,13 @@ class Sampler:
         max_length: int,
         vocab_size: int,
         device: torch.device,
-        most_likely: MostLikelyTokens | None = None,
+        own_choice: MostLikelyTokens | None = None,
     ) -> None:
         self._max_length = max_length
         self._vocab_size = vocab_size
         self._device = device
-        self._most_likely = most_likely or most_likely_on(device, max_rows)
+        self._most_likely = own_choice or most_likely
+        self._last_token = torch.zeros(max_rows, dtype=torch.int32, device=device)
         self._params: list[SamplingParams | None] = [None] * max_rows
         self._histories: dict[int, TokenHistory] = {}
         self._banned_until: dict[int, tuple[int, torch.Tensor]] = {}
@@ -141,8 +109,27 @@ class Sampler:
         """Whether the row's sequence asked for log-probabilities, and for how many top tokens."""
         return bool(self._logprobs[row]), int(self._top_n[row])
 
+    def feed(self, token_ids: torch.Tensor, tokens: torch.Tensor, rows: torch.Tensor) -> None:
+        """``token_ids[tokens]`` = what ``rows`` sampled last; all int32 and on the device."""
+        token_ids[tokens] = self._last_token[rows]
+
+    def token_logprobs(
+        self, logits: torch.Tensor, first_row: int, token_ids: torch.Tensor, first: int, count: int
+    ) -> torch.Tensor:
+        """Log-probabilities [count] of ``token_ids[first : first + count]`` int32.
+
+        Args:
+            logits: [rows, vocab] float32, of which ``first_row`` and those after it count.
+        """
+        part, chosen = logits[first_row : first_row + count], token_ids[first : first + count]
+        return part.gather(-1, chosen[:, None].long())[:, 0] - part.logsumexp(-1)
+
     def sample(
-        self, logits: torch.Tensor, rows: _Int32Array, positions: _Int32Array
+        self,
+        logits: torch.Tensor,
+        rows: _Int32Array,
+        positions: _Int32Array,
+        rows_on_device: torch.Tensor,
     ) -> SampledTokens:
         """Choose a token for each row of logits.
 
@@ -150,6 +137,7 @@ class Sampler:
             logits: [R, vocab] float32; left as they are.
             rows: [R] row of each.
             positions: [R] position in its sequence of the token to choose.
+            rows_on_device: [R] int32, the same rows.
         """
         token_ids, valid = self._most_likely(logits)
         special = self._draws[rows] | self._altered[rows]
@@ -157,6 +145,7 @@ class Sampler:
             where = np.flatnonzero(special)
             chosen = self._choose(logits[self._ids(where.tolist())], rows[where], positions[where])
             token_ids[self._ids(where.tolist())] = chosen
+        self._last_token[rows_on_device] = token_ids.int()
         logprobs = top_ids = top_logprobs = None
         top_n = int(self._top_n[rows].max())
         if top_n or self._logprobs[rows].any():

@@ -1,0 +1,1 @@
+"""Many requests given at once to the public ``LLM``: throughput without a server."""

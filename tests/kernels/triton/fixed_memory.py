@@ -1,0 +1,92 @@
+"""After ready a GPU engine takes no device memory and compiles nothing: a script for a GPU.
+
+Drives the mixed load of ``tests/engine/mixed_load.py``, which reaches every limit, and compares
+torch's peak of reserved memory, the driver's free memory and the number of compiled kernels with
+what they were when the engine was ready. Prints one JSON line; 1 if anything moved.
+
+    PYTHONPATH=src python tests/kernels/triton/fixed_memory.py llama3-8b --kv-tokens 60000
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from triton.runtime.jit import JITFunction
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "engine"))
+
+from mixed_load import drive, requests, short_of
+
+from headrace.checkpoint.shapes import shape
+from headrace.engine.build import build_engine_from
+from headrace.engine.settings import EngineSettings
+
+
+class ShapeCheckpoint:
+    """A known architecture whose weights are drawn."""
+
+    eos_token_ids = (2,)
+
+    def __init__(self, name: str) -> None:
+        self.model_id = name
+        self.path = Path(name)
+        self.config = shape(name)
+
+
+def compiled_kernels() -> int:
+    """Variants of all Triton kernels of this process."""
+    functions = [thing for thing in gc.get_objects() if isinstance(thing, JITFunction)]
+    return sum(len(cache[0]) for f in functions for cache in f.device_caches.values())
+
+
+def state() -> dict[str, int]:
+    """What must not move."""
+    torch.cuda.synchronize()
+    free, _ = torch.cuda.mem_get_info()
+    return {
+        "reserved": torch.cuda.max_memory_reserved(),
+        "free": free,
+        "kernels": compiled_kernels(),
+        "allocations": torch.cuda.memory_stats()["num_device_alloc"],
+    }
+
+
+def main() -> int:
+    """Serve the load twice; 1 if memory or kernels moved, or a limit was not reached."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", nargs="?", default="llama3-8b")
+    parser.add_argument("--kv-tokens", type=int, default=60_000, help="so few that it is full")
+    parser.add_argument("--adapter", action="append", default=[], metavar="NAME=PATH")
+    arguments = parser.parse_args()
+    checkpoint: Any = ShapeCheckpoint(arguments.model)
+    engine, ready = build_engine_from(
+        checkpoint,
+        EngineSettings(
+            random_weights_seed=0, prefix_cache=False, max_batch_total_tokens=arguments.kv_tokens,
+            lora_adapters=dict(pair.split("=", 1) for pair in arguments.adapter),
+        ),
+    )  # fmt: skip
+    budget = min(8192, ready.max_input_tokens)
+    before = state()
+    result: dict[str, Any] = {"model": arguments.model, "adapters": ready.adapters}
+    for number in range(2):
+        load = requests(ready, random.Random(number), first_id=1 + 100_000 * number)
+        reached = drive(engine, load)
+        result["short_of"] = short_of(reached, ready, len(load), budget)
+        result["preemptions"] = reached.preemptions
+    after = state()
+    moved = {name: after[name] - before[name] for name in before if after[name] != before[name]}
+    result |= {"requests": len(load), "reserved_mib": before["reserved"] // 2**20, "moved": moved}
+    print(json.dumps(result), flush=True)
+    return int(bool(moved or result["short_of"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
