@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tiny_model import sums, write_rows
 from transformers import AutoModelForCausalLM, TrainerCallback
@@ -278,6 +279,24 @@ def test_the_trainer_reads_nothing_from_the_device_between_two_logs(train, tmp_p
     monkeypatch.setattr(training_run.AdapterTrainer, "__init__", initialise)
     train(tmp_path / "out", max_steps=9, log_every=9)
     assert not calls
+
+
+def test_a_disk_that_is_too_small_for_the_merge_keeps_the_adapter(train, tmp_path, monkeypatch):
+    from headrace.finetuning.training import merge
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr(merge, "save_file", full)
+    out = tmp_path / "out"
+    message = "at step 2: no space is left on the disk; .*step 2, is kept"
+    with pytest.raises(TrainingStopped, match=message):
+        train(out, max_steps=2, merge=True)
+    assert adapter(out)
+    assert not list(out.glob("*merged*"))
+    monkeypatch.undo()
+    assert train(out, max_steps=2, merge=True, resume=True) is ExitStatus.DONE
+    assert (out / "merged" / "model.safetensors").is_file()
 
 
 def test_before_it_is_sharded_a_base_takes_no_memory_and_its_adapters_are_drawn(tiny_model):

@@ -25,9 +25,11 @@ def not_finite(what: str, step: int, store: CheckpointStore) -> TrainingStopped:
 
 
 def not_written(error: BaseException, step: int, store: CheckpointStore) -> TrainingStopped:
-    """A checkpoint or log that cannot be written."""
+    """A checkpoint, a log or what a finished run leaves cannot be written."""
     reason = "no space is left on the disk" if _is_full(error) else f"{error}".split("\n")[0]
-    return TrainingStopped(f"cannot write to {store.path} at step {step}: {reason}; {kept(store)}")
+    return TrainingStopped(
+        f"cannot write to {store.path.parent} at step {step}: {reason}; {kept(store)}"
+    )
 
 
 def _is_full(error: BaseException) -> bool:

@@ -6,6 +6,7 @@ import json
 
 import torch.distributed as dist
 from accelerate import PartialState
+from safetensors import SafetensorError
 from transformers import set_seed
 
 from headrace.checkpoint.checkpoint import Checkpoint
@@ -33,7 +34,7 @@ def run(directory: RunDirectory) -> ExitStatus:
     """Train as the directory's job says, on this process's share of the devices.
 
     Raises:
-        TrainingStopped: a loss that is not finite, or a disk that takes no checkpoint.
+        TrainingStopped: a loss that is not finite, or a disk that takes no more.
     """
     interruption = Interruption()
     job = directory.read_job()
@@ -49,12 +50,15 @@ def run(directory: RunDirectory) -> ExitStatus:
     if dist.is_initialized():
         dist.destroy_process_group()
     if is_first:
-        directory.history.write_text(json.dumps(history, indent=1))
-        draw_loss_curve(history, directory.curve)
-        if interruption.happened:
-            _say(f"stopped by a signal at step {step}, which is saved; --resume continues")
-        else:
-            _export(history, job, directory, checkpoint, store)
+        try:
+            directory.history.write_text(json.dumps(history, indent=1))
+            draw_loss_curve(history, directory.curve)
+            if interruption.happened:
+                _say(f"stopped by a signal at step {step}, which is saved; --resume continues")
+            else:
+                _export(history, job, directory, checkpoint, store)
+        except (OSError, SafetensorError) as error:
+            raise not_written(error, step, store) from error
     return ExitStatus.INTERRUPTED if interruption.happened else ExitStatus.DONE
 
 
