@@ -269,7 +269,6 @@ def draw_kernel(
         repetition = tl.load(reals + number * COLUMNS + 9)
         frequency = tl.load(reals + number * COLUMNS + 10)
         presence = tl.load(reals + number * COLUMNS + 11)
-        uniform = tl.load(reals + number * COLUMNS + 12)
         penalised = (flags & _PENALISED) != 0
         source = logits + number.to(tl.int64) * logits_stride
         counts = row_counts + row * vocab_size
@@ -501,6 +500,7 @@ def draw_kernel(
                 total = tl.sum(tl.where(inside, weight, 0.0), axis=0)
                 sums = tl.where(chunk == start // BLOCK, total, sums)
             upto = tl.cumsum(sums, axis=0)
+            uniform = tl.load(reals + number * COLUMNS + 12)
             point = uniform * tl.max(upto, axis=0)
             where = tl.min(tl.where((sums > 0.0) & (upto > point), chunk, CHUNKS), axis=0)
             filled = tl.max(tl.where(sums > 0.0, chunk, 0), axis=0)
