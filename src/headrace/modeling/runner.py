@@ -20,7 +20,7 @@ from headrace.modeling.adapters.adapter_set import NO_ADAPTER, AdapterSet
 from headrace.modeling.backends.backend import Backend, CapturesGraphs
 from headrace.modeling.batch import ScheduledTokens, StepSize, write_batch
 from headrace.modeling.decoder import Decoder
-from headrace.modeling.sampling.greedy import ChoosesMostLikely
+from headrace.modeling.sampling.choices import HasTokenChoices
 from headrace.modeling.sampling.sampled_tokens import SampledTokens
 from headrace.modeling.sampling.sampler import Sampler
 from headrace.modeling.sampling.token_sampler import MakesSampler, TokenSampler
@@ -367,6 +367,6 @@ def _sampler_of(backend: Backend, limits: RunnerLimits, vocab_size: int) -> Toke
         return backend.make_sampler(
             limits.max_rows, limits.max_length, limits.max_tokens, vocab_size
         )
-    own_choice = backend.most_likely if isinstance(backend, ChoosesMostLikely) else None
+    choices = backend.token_choices if isinstance(backend, HasTokenChoices) else None
     device = backend.operations.device
-    return Sampler(limits.max_rows, limits.max_length, vocab_size, device, own_choice)
+    return Sampler(limits.max_rows, limits.max_length, vocab_size, device, choices)

@@ -495,10 +495,6 @@ class NativeCpuBackend:
         """The operations; outside ``compile`` each computes at once."""
         return self._operations
 
-    def most_likely(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [R, vocab] to token ids [R] int64 and [R] bool: the largest logit is finite."""
-        return self._choices.most_likely(logits)
-
     @property
     def token_choices(self) -> NativeChoices:
         """What a sampler chooses tokens by."""
