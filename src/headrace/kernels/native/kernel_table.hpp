@@ -165,7 +165,13 @@ struct Attention {
     int64_t max_rows;
     int64_t max_blocks;
     void* out;
+    float* partials;  // scratch of kPartialSlots slots; null: no context is shared
 };
+
+// A slot of `partials`: sums of up to 12 rows over one segment of their context.
+constexpr int64_t kPartialSlots = 256;
+constexpr int64_t kPartialHeader = 16;
+static inline int64_t partial_slot_floats(int64_t dim) { return 12 * (kPartialHeader + dim); }
 
 struct Activation {
     const void* gate_up;
@@ -246,6 +252,7 @@ struct KernelTable {
     void (*linear)(const LinearCall&, const Step&, Worker&);
     void (*rotary)(const Rotary&, const Step&, Worker&);
     void (*attention)(const Attention&, const Step&, Worker&);
+    void (*fold_attention)(const Attention&, const Step&, Worker&);
     void (*activation)(const Activation&, const Step&, Worker&);
     void (*low_rank)(const LowRank&, const Step&, Worker&);
     void (*greedy)(const Greedy&, Worker&);

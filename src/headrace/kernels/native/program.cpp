@@ -68,6 +68,7 @@ void Program::limit_sampled(int64_t rows) {
 
 int64_t Program::scratch_bytes() const {
     int64_t most = capacity_.tokens * most_narrow_rows_ * int64_t{sizeof(float)};
+    most = std::max(most, attention_scratch_bytes_);
     for (const LinearCall& call : linears_) {
         const int64_t rows = row_count(call.rows, capacity_) + kMostPackedRows;
         most = std::max(most, rows * packed_row_bytes(call.weight.format, call.weight.k));
@@ -148,9 +149,18 @@ void Program::add(const Attention& call) {
                   check_sequences(call, step);
                   check_pages(call, call.max_rows, step);
               });
-    add_operation("attention", [run = kernels_.attention, call](const Step& step, Worker& worker, uint8_t*) {
-        run(call, step, worker);
-    });
+    const int64_t partials = kPartialSlots * partial_slot_floats(call.heads.dim);
+    attention_scratch_bytes_ =
+        std::max(attention_scratch_bytes_, partials * int64_t{sizeof(float)});
+    const auto operation = [call](auto run) {
+        return [run, call](const Step& step, Worker& worker, uint8_t* scratch) {
+            Attention placed = call;
+            placed.partials = reinterpret_cast<float*>(scratch);
+            run(placed, step, worker);
+        };
+    };
+    add_operation("attention", operation(kernels_.attention));
+    add_operation("attention fold", operation(kernels_.fold_attention));
 }
 
 void Program::add(const Activation& call) {

@@ -63,6 +63,7 @@ class Program : public std::enable_shared_from_this<Program> {
     uint8_t* scratch_ = nullptr;
     std::vector<LinearCall> linears_;
     int64_t most_narrow_rows_ = 0;
+    int64_t attention_scratch_bytes_ = 0;
     int64_t given_scratch_ = 0;
     bool profiling_ = false;
     std::vector<double> seconds_;

@@ -52,7 +52,7 @@ struct Place {
     }
 
     // A token's key touches as many lines as it has units: too many to wait for one by one.
-    void fetch(int64_t dim) const {
+    HEADRACE_INLINE_MEMBER void fetch(int64_t dim) const {
         for (int64_t i = 0; i < dim; i += kPerUnit) __builtin_prefetch(key + i * kGroup, 1);
         for (int64_t i = 0; i < dim; i += kGroup) __builtin_prefetch(value + i * kPerUnit, 1);
     }
@@ -90,8 +90,9 @@ HEADRACE_INLINE void rotate_token(const Rotary& call, int64_t t, const Write& wr
     }
 }
 
+// Inlined by force: GCC takes a function that only fetches for one without effect, and drops it.
 template <class D>
-void fetch_places(const Rotary& call, int64_t t) {
+HEADRACE_INLINE void fetch_places(const Rotary& call, int64_t t) {
     for (int64_t h = 0; h < call.heads.kv; ++h) {
         Place<D>(call.cache, call.heads, call.slots[t], h).fetch(call.heads.dim);
     }
