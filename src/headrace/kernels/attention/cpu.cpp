@@ -81,7 +81,8 @@ class RowBlockAttention {
     int64_t slot(const RowBlock& block, int64_t position) const {
         const int64_t size = call_.cache.block_size;
         const int64_t page = block.pages[position / size];
-        return ((page * call_.heads.kv + block.kv_head) * size + position % size) * call_.heads.dim;
+        return ((page * call_.cache.heads_apart + block.kv_head) * size + position % size) *
+               call_.heads.dim;
     }
 
     // Scaled and masked scores of kJoint groups of positions from `position` on. Of those past the

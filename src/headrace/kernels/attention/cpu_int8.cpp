@@ -75,7 +75,8 @@ class Int8RowBlockAttention {
     // Offset of the group that a position lies in, of a block's KV head, within all pages.
     int64_t group(const RowBlock& block, int64_t position) const {
         const int64_t size = call_.cache.block_size;
-        const int64_t page = block.pages[position / size] * call_.heads.kv + block.kv_head;
+        const int64_t page =
+            block.pages[position / size] * call_.cache.heads_apart + block.kv_head;
         return (page * (size / kGroup) + position % size / kGroup) * group_bytes_;
     }
 

@@ -109,16 +109,17 @@ struct LinearCall {
     uint8_t* scratch;
 };
 
-// Pages of keys [blocks][kv_heads][block/16][units of head_dim][16][per unit] and of values
-// [blocks][kv_heads][units of block][head_dim][per unit], where a 32-bit unit holds 2 bfloat16 or
-// 1 float32: a vector holds one unit of 16 positions (keys) or of 16 dimensions (values). Pages of
-// int8 have scales in them: attention/int8_pages.hpp.
+// Blocks of keys [kv_heads][block/16][units of head_dim][16][per unit], then values
+// [kv_heads][units of block][head_dim][per unit], where a 32-bit unit holds 2 bfloat16 or 1 float32:
+// a vector holds one unit of 16 positions (keys) or of 16 dimensions (values). Blocks of int8 have
+// scales in them: attention/int8_pages.hpp.
 struct Cache {
     void* keys;
     void* values;
     Type type;
     int64_t blocks;
     int64_t block_size;
+    int64_t heads_apart;  // heads of keys and of values in a block
 };
 
 // Bytes of the keys, or the values, of one head and block.

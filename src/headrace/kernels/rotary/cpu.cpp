@@ -44,7 +44,7 @@ struct Place {
 
     Place(const Cache& cache, const Heads& heads, int64_t slot, int64_t head) {
         const int64_t block = slot / cache.block_size, offset = slot % cache.block_size;
-        const int64_t page = (block * heads.kv + head) * cache.block_size;
+        const int64_t page = (block * cache.heads_apart + head) * cache.block_size;
         key = static_cast<Storage*>(cache.keys) + (page + offset / kGroup * kGroup) * heads.dim +
               offset % kGroup * kPerUnit;
         value = static_cast<Storage*>(cache.values) +
