@@ -38,6 +38,8 @@ enum class Format { float32, bfloat16, q8_0, q4_0, q4_1 };
 constexpr int64_t kMaxHeadDim = 256;
 constexpr int kTileRows = 32;
 constexpr int kBlock = 32;
+constexpr int kMostPackedRows = 12;  // that a linear computes together, of any instruction set
+constexpr int kPieceChunks = 6;      // of 32 columns, which one task of a linear packs
 
 // Bytes of one tile of 32 rows with K columns (K even for bfloat16, a multiple of 32 for blocks).
 static inline int64_t tile_bytes(Format format, int64_t k) {
@@ -62,14 +64,18 @@ static inline int64_t packed_chunk_bytes(Format format) {
 
 // An element that is multiplied apart from its block of 32.
 struct Outlier {
-    int32_t column;  // of the row; negative: no more
+    int32_t column;  // of the row; negative: there is none
     float value;
 };
 
+// Bytes of scratch for one row: its chunks, and in a block format room for the outliers of the
+// rows that it is packed with, at most one a row and chunk, each with an element of every row.
 static inline int64_t packed_row_bytes(Format format, int64_t k) {
     const bool dense = format == Format::float32 || format == Format::bfloat16;
-    const int64_t room = dense ? 0 : static_cast<int64_t>(sizeof(Outlier));
-    return (k + kBlock - 1) / kBlock * (packed_chunk_bytes(format) + room);
+    const int64_t chunks = (k + kBlock - 1) / kBlock;
+    const int64_t pieces = (chunks + kPieceChunks - 1) / kPieceChunks;
+    const int64_t outliers = dense ? 0 : pieces * (4 + kPieceChunks * (4 + 4 * kMostPackedRows));
+    return chunks * packed_chunk_bytes(format) + outliers;
 }
 
 struct Matrix {

@@ -7,9 +7,6 @@
 namespace headrace {
 namespace {
 
-// The most rows that a kernel packs together, of any instruction set.
-constexpr int64_t kMostPackedRows = 16;
-
 std::string address(const void* p) { return std::to_string(reinterpret_cast<uintptr_t>(p)); }
 
 void check_range(const char* what, int64_t index, int64_t value, int64_t bound) {
