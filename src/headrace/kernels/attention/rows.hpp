@@ -82,8 +82,9 @@ class RowBlockWalk {
         return total;
     }
 
-    // Block number `index`, which must not be below the last that was asked for.
+    // Block number `index`; found at once where it is not below the last that was asked for.
     RowBlock at(int64_t index) {
+        if (index < before_) restart();
         while (index >= before_ + blocks()) leave();
         const int64_t rows = new_tokens() * group_, within = index - before_;
         const int64_t a_head = blocks() / call_.heads.kv, segments = split_segments();
@@ -100,9 +101,10 @@ class RowBlockWalk {
     }
 
     // Calls `fold(token, rows, kv_head, partials, segments)` for KV head number `index` of those
-    // that are split, which must not be below the last that was asked for; false: there is none.
+    // that are split; false: there is none.
     template <class Fold>
     bool fold_split_head(int64_t index, const Fold& fold) {
+        if (index < split_heads_) restart();
         for (; sequence_ < step_.sequences; leave()) {
             const int64_t segments = split_segments();
             if (segments == 0) continue;
@@ -141,6 +143,7 @@ class RowBlockWalk {
     float* partial(int64_t number) const {
         return call_.partials + (slots_ + number) * partial_slot_floats(call_.heads.dim);
     }
+    void restart() { sequence_ = before_ = slots_ = split_heads_ = 0; }
     void leave() {
         const int64_t segments = split_segments();
         before_ += blocks();

@@ -74,7 +74,7 @@ int64_t Program::scratch_bytes() const {
 }
 
 void Program::add_operation(std::string name, Call run) {
-    operations_.push_back({std::move(name), std::move(run)});
+    operations_.push_back({std::move(name), std::move(run), {}});
     seconds_.push_back(0.0);
 }
 
@@ -110,6 +110,14 @@ void Program::add(const Norm& call, const char* name) {
 
 void Program::add(const LinearCall& call) {
     linears_.push_back(call);
+    const Matrix& weight = call.weight;
+    const int64_t tiles = (weight.n + kTileRows - 1) / kTileRows;
+    const Upcoming upcoming{weight.tiles, tile_bytes(weight.format, weight.k),
+                            call.gated ? tiles / 2 : tiles, call.gated};
+    for (auto before = operations_.rbegin(); before != operations_.rend(); ++before) {
+        if (before->next.data != nullptr) break;
+        before->next = upcoming;
+    }
     const std::string name =
         "linear " + std::to_string(call.weight.n) + "x" + std::to_string(call.weight.k);
     add_operation(name, [run = kernels_.linear, call](const Step& step, Worker& worker,
@@ -207,6 +215,7 @@ void Program::replay(const Step& step, Worker& worker) {
     auto before = Clock::now();
     for (size_t i = 0; i < operations_.size(); ++i) {
         if (worker.late()) return;
+        worker.expect(operations_[i].next);
         operations_[i].run(step, worker, scratch_);
         worker.next_phase();
         if (timed) {
