@@ -241,7 +241,8 @@ class ModelRunner:
             sampled = self._sampler.sample(
                 self._activations.logits[: len(sampling)], rows, positions, on_device
             )
-            wanted = [self._sampler.wanted(row) for row in rows.tolist()]
+            if sampled.logprobs is not None:
+                wanted = [self._sampler.wanted(row) for row in rows.tolist()]
         logprobs = self._prompt_logprobs(size, prompt_logits, len(sampling), first_logits)
         return PendingStep(self._device, sampled, wanted, logprobs)
 

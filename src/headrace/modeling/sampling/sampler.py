@@ -41,6 +41,7 @@ class Sampler:
         self._device = device
         self._choices = choices or TorchChoices(device)
         self._last_token = torch.zeros(max_rows, dtype=torch.int32, device=device)
+        self._on_host = device.type == "cpu"
         self._params: list[SamplingParams | None] = [None] * max_rows
         self._histories: dict[int, TokenHistory] = {}
         self._banned_until: dict[int, tuple[int, torch.Tensor]] = {}
@@ -54,6 +55,8 @@ class Sampler:
         self._draws = np.zeros(max_rows, dtype=bool)
         self._altered = np.zeros(max_rows, dtype=bool)
         self._logprobs = np.zeros(max_rows, dtype=bool)
+        # Whether a row wants more than its most likely token: most steps have none.
+        self._special = np.zeros(max_rows, dtype=bool)
 
     def set_row(
         self,
@@ -92,6 +95,9 @@ class Sampler:
         self._altered[row] = (
             row in self._histories or row in self._banned_until or row in self._bias
         )
+        self._special[row] = (
+            self._draws[row] or self._altered[row] or self._logprobs[row] or self._top_n[row] > 0
+        )
 
     def clear_row(self, row: int) -> None:
         """Forget a sequence."""
@@ -99,7 +105,7 @@ class Sampler:
         self._histories.pop(row, None)
         self._banned_until.pop(row, None)
         self._bias.pop(row, None)
-        self._altered[row] = self._draws[row] = False
+        self._altered[row] = self._draws[row] = self._special[row] = False
 
     def wanted(self, row: int) -> tuple[bool, int]:
         """Whether the row's sequence asked for log-probabilities, and for how many top tokens."""
@@ -136,6 +142,9 @@ class Sampler:
             rows_on_device: [R] int32, the same rows.
         """
         token_ids, valid = self._choices.most_likely(logits)
+        if not self._special[rows].any():
+            self._remember(rows, rows_on_device, token_ids)
+            return SampledTokens(token_ids, valid, None, None, None)
         draws, altered = self._draws[rows], self._altered[rows]
         drawn = np.flatnonzero(draws & ~altered)
         if len(drawn):
@@ -146,7 +155,7 @@ class Sampler:
             part = logits[self._ids(changed.tolist())]
             chosen = self._choose_altered(part, rows[changed], positions[changed])
             self._put(token_ids, changed, chosen)
-        self._last_token[rows_on_device] = token_ids.int()
+        self._remember(rows, rows_on_device, token_ids)
         logprobs = top_ids = top_logprobs = None
         top_n = int(self._top_n[rows].max())
         if top_n or self._logprobs[rows].any():
@@ -201,6 +210,14 @@ class Sampler:
             typical_p=self._typical_p[rows],
             uniform=uniforms(self._seeds[rows], positions),
         )
+
+    def _remember(
+        self, rows: _Int32Array, rows_on_device: torch.Tensor, token_ids: torch.Tensor
+    ) -> None:
+        if self._on_host:
+            self._last_token.numpy()[rows] = token_ids.numpy()
+        else:
+            self._last_token[rows_on_device] = token_ids.int()
 
     def _put(self, token_ids: torch.Tensor, where: _Int64Array, chosen: torch.Tensor) -> None:
         token_ids[self._ids(where.tolist())] = chosen
