@@ -38,7 +38,6 @@ REFERENCE = Variant("float32", "float32", {"dtype": "float32", "packed_weights":
 VARIANTS = (
     Variant("bf16", "bf16", {"packed_weights": False}),
     Variant("q4_1", "bf16", {"packed_weights": True}),
-    Variant("float32", "int8", {**REFERENCE.settings, "kv_cache_dtype": "int8"}),
     Variant("q4_1", "int8", {"packed_weights": True, "kv_cache_dtype": "int8"}),
 )
 

@@ -79,7 +79,7 @@ def hard_prompts(vocab_size: int) -> list[list[int]]:
         ("native", "float32", False, "auto", 0.01),
         ("native", "bfloat16", False, "auto", 0.6),
         ("native", "bfloat16", True, "auto", 1.0),
-        ("native", "float32", False, "int8", 0.6),
+        ("native", "float32", False, "int8", 1.0),
     ],
     ids=["torch-float32", "native-float32", "native-bfloat16", "native-packed", "native-int8-kv"],
 )

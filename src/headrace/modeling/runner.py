@@ -20,7 +20,7 @@ from headrace.modeling.adapters.adapter_set import NO_ADAPTER, AdapterSet
 from headrace.modeling.backends.backend import Backend, CapturesGraphs
 from headrace.modeling.batch import ScheduledTokens, StepSize, write_batch
 from headrace.modeling.decoder import Decoder
-from headrace.modeling.sampling.greedy import ChoosesMostLikely
+from headrace.modeling.sampling.choices import HasTokenChoices
 from headrace.modeling.sampling.sampled_tokens import SampledTokens
 from headrace.modeling.sampling.sampler import Sampler
 from headrace.modeling.sampling.token_sampler import MakesSampler, TokenSampler
@@ -241,7 +241,8 @@ class ModelRunner:
             sampled = self._sampler.sample(
                 self._activations.logits[: len(sampling)], rows, positions, on_device
             )
-            wanted = [self._sampler.wanted(row) for row in rows.tolist()]
+            if sampled.logprobs is not None:
+                wanted = [self._sampler.wanted(row) for row in rows.tolist()]
         logprobs = self._prompt_logprobs(size, prompt_logits, len(sampling), first_logits)
         return PendingStep(self._device, sampled, wanted, logprobs)
 
@@ -367,6 +368,6 @@ def _sampler_of(backend: Backend, limits: RunnerLimits, vocab_size: int) -> Toke
         return backend.make_sampler(
             limits.max_rows, limits.max_length, limits.max_tokens, vocab_size
         )
-    own_choice = backend.most_likely if isinstance(backend, ChoosesMostLikely) else None
+    choices = backend.token_choices if isinstance(backend, HasTokenChoices) else None
     device = backend.operations.device
-    return Sampler(limits.max_rows, limits.max_length, vocab_size, device, own_choice)
+    return Sampler(limits.max_rows, limits.max_length, vocab_size, device, choices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from headrace.link.messages import TokenLogprob
@@ -88,8 +89,9 @@ class PendingStep:
         if sampled is None:
             return StepResult([], prompt_logprobs=prompt)
         result = StepResult(sampled.token_ids.tolist(), prompt_logprobs=prompt)
-        if not sampled.valid.all():
-            result.invalid = (~sampled.valid).nonzero()[:, 0].tolist()
+        valid = sampled.valid.numpy()
+        if not valid.all():
+            result.invalid = np.flatnonzero(~valid).tolist()
         if sampled.logprobs is not None:
             for number, (asked, top_n) in enumerate(self._wanted):
                 if asked:

@@ -73,9 +73,10 @@ void run_model(Format format, Type type, Type cache_type) {
     Heap<Element> normed(kTokens * hidden), qkv(kTokens * kQkv), delta(kTokens * hidden);
     Heap<Element> attended(kTokens * kHeads * kDim), gate_up(kTokens * 2 * width);
     Heap<Element> activated(kTokens * width), final_rows(kSampled * hidden);
-    Heap<CacheElement> keys(kBlocks * kKvHeads * cache_page_bytes(cache_type, kBlockSize, kDim) /
-                            static_cast<int64_t>(sizeof(CacheElement)));
-    Heap<CacheElement> values(keys.size);
+    constexpr auto element_bytes = static_cast<int64_t>(sizeof(CacheElement));
+    const int64_t held =
+        kKvHeads * cache_page_bytes(cache_type, kBlockSize, kDim) / element_bytes;
+    Heap<CacheElement> blocks(kBlocks * 2 * held);
     // Ranks 3, 0 and 9 of one adapter, 0, 5 and 0 of another.
     constexpr int64_t kQuery = kHeads * kDim, kValue = kKvHeads * kDim;
     const int64_t columns[] = {0, kQuery, kQuery + kValue, kQkv};
@@ -89,7 +90,8 @@ void run_model(Format format, Type type, Type cache_type) {
         adapters.get()[t] = t < 20 ? 1 : static_cast<int32_t>(t % 3) - 1;
     }
     const Heads heads{kHeads, kKvHeads, kDim};
-    const Cache cache{keys.get(), values.get(), cache_type, kBlocks, kBlockSize};
+    const Cache cache{blocks.get(), blocks.get() + held, cache_type, kBlocks, kBlockSize,
+                      2 * kKvHeads};
 
     const auto shared = std::make_shared<Program>(HEADRACE_ISA::kernels);
     Program& program = *shared;

@@ -192,6 +192,34 @@ def test_chunks_batch_mix_and_threads_do_not_change_a_bit(
     assert torch.equal(results[0], results[2])
 
 
+def test_a_long_context_is_shared_without_changing_a_bit(
+    instruction_set: str, dtype: torch.dtype, eight_bits: bool
+) -> None:
+    torch.manual_seed(0)
+    shape = AttentionShape(6, 2, 64, 0.125, None)
+    qkv = torch.randn(1100, 10 * 64).to(dtype)
+    results = []
+    for threads in (1, 2, 3):
+        held = torch.int8 if eight_bits else None
+        backend = NativeCpuBackend(dtype, threads, instruction_set, cache_dtype=held)
+        torch.manual_seed(1)
+        paged = Paged(backend, dtype, shape, 16, [1100, 600, 20], None, eight_bits)
+        for ends in ([1098, 0, 0], [1098, 598, 18]):
+            starts = [0, 0, 0] if ends[1] == 0 else [1098, 0, 0]
+            paged.native(qkv[: sum(ends) - sum(starts)].clone(), paged.step(starts, ends))
+        # Two tokens of each: rows of a block that see different numbers of positions.
+        step = paged.step([1098, 598, 18], [1100, 600, 20])
+        results.append(paged.native(qkv[-6:].clone(), step))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    # The same tokens at the end of a prefill in one piece.
+    torch.manual_seed(1)
+    paged = Paged(backend, dtype, shape, 16, [1100, 600, 20], None, eight_bits)
+    prompt = torch.cat((qkv[:1098], qkv[-6:-4]))
+    whole = paged.native(prompt, paged.step([0, 0, 0], [1100, 0, 0]))
+    assert torch.equal(whole[-2:], results[0][:2])
+
+
 def test_a_poisoned_sequence_spoils_no_other(
     backend: NativeCpuBackend, dtype: torch.dtype, eight_bits: bool
 ) -> None:

@@ -113,7 +113,7 @@ def test_a_broken_block_table_is_refused(
     program.attention(
         torch.zeros(2, 128), 1.0, 0, 2, cache.handle, **buffers, out=torch.zeros(2, 64)
     )
-    program.set_scratch(torch.empty(0, dtype=torch.uint8))
+    program.set_scratch(torch.empty(program.scratch_bytes, dtype=torch.uint8))
     with pytest.raises(IndexError, match=message):
         program.run(native.extension().ThreadPool(1), 2, 1, 1)
 

@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.kernels.sampling import reference
+from headrace.link.sampling import SamplingParams
 from headrace.modeling.backends.native_cpu import NativeCpuBackend
 from headrace.modeling.sampling.choices import DrawParameters, TokenChoices
+from headrace.modeling.sampling.sampler import Sampler
 
 _SHAPES = ["normal", "flat", "equal", "few values", "peaked", "huge", "tiny", "forbidden"]
 
@@ -247,3 +249,30 @@ def test_arrays_of_other_sizes_are_refused(choices: TokenChoices) -> None:
         choices.logprobs(logits, torch.tensor([0, 20]), 1)
     with pytest.raises(ValueError, match="more tokens than the vocabulary"):
         choices.logprobs(logits, torch.tensor([0, 1]), 21)
+
+
+def test_a_sampler_chooses_the_same_by_either(choices: TokenChoices) -> None:
+    vocab, rows = 3000, np.arange(60, dtype=np.int32)
+    logits = torch.randn(len(rows), vocab, generator=torch.Generator().manual_seed(3)) * 3
+    results = []
+    for own in (choices, None):
+        sampler = Sampler(len(rows), 64, vocab, torch.device("cpu"), own)
+        for row in rows.tolist():
+            sampling = SamplingParams(
+                do_sample=row % 5 != 0,
+                temperature=0.5 + row % 4,
+                top_k=[None, 40][row % 2],
+                top_p=[None, 0.9, 0.4][row % 3],
+                typical_p=[None, None, None, 0.8][row % 4],
+                repetition_penalty=[1.0, 1.0, 1.3][row % 3],
+                logprobs=True,
+                top_n_tokens=4,
+                seed=row,
+            )
+            sampler.set_row(row, sampling, [5, 9, 700], [], (7,))
+        positions = np.full(len(rows), 3, dtype=np.int32)
+        results.append(sampler.sample(logits, rows, positions, torch.from_numpy(rows)))
+    ours, theirs = results
+    for name in ("token_ids", "valid", "logprobs", "top_ids", "top_logprobs"):
+        actual, expected = getattr(ours, name), getattr(theirs, name)
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)

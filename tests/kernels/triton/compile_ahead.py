@@ -41,7 +41,11 @@ from headrace.kernels.low_rank.triton import (
 )
 from headrace.kernels.norm.triton import rms_norm_kernel
 from headrace.kernels.rotary.triton import rotate_and_cache_kernel
+from headrace.kernels.sampling.row_parameters import COLUMNS
 from headrace.kernels.sampling.triton import most_likely_kernel
+from headrace.kernels.sampling.triton_draw import draw_kernel
+from headrace.kernels.sampling.triton_logprobs import logprob_kernel
+from headrace.kernels.sampling.triton_rows import count_kernel, feed_kernel
 from headrace.kernels.triton_launch import GpuTraits
 
 TARGETS = {
@@ -53,10 +57,15 @@ FLOAT16_BUILDS = {"skinny 16", "skinny 64", "decode_attention 128", "prefill_att
 _INTEGERS = {
     "token_ids", "rows", "positions", "cache_slots", "query_start", "context_lengths",
     "block_tables", "tickets", "partial_ids", "sampled_tokens", "adapter_of_token",
+    "last_tokens", "parameters", "adjusted_ids", "near_ids", "fed_tokens", "fed_rows",
+    "occurrences",
 }  # fmt: skip
-_WIDE_INTEGERS = {"pieces", "columns"}
+_WIDE_INTEGERS = {"pieces", "columns", "top_ids"}
+_SHORT_INTEGERS = {"counts", "row_counts"}
 _FLOATS = {
     "logits", "partial_peaks", "cos_sin", "partial_sums", "partial_stats", "narrow", "scales",
+    "reals", "adjusted_by", "adjusted_from", "log_totals", "logprobs", "near_values",
+    "top_logprobs",
 }  # fmt: skip
 _SIZES = {"hidden", "width", "vocab_size", "slice_size"}
 _REALS = {"eps", "scale_log2"}
@@ -85,6 +94,23 @@ def builds(traits: GpuTraits) -> list[Build]:
         ),
         Build("silu_mul", silu_mul_kernel, {"BLOCK": 1024} | pdl, 4),
         Build("most_likely", most_likely_kernel, {"SLICES": 32, "BLOCK": 2048} | pdl, 4),
+        Build(
+            "draw",
+            draw_kernel,
+            {"COLUMNS": COLUMNS, "NEAR": 4096, "CHUNKS": 32, "BLOCK": 4096} | pdl,
+            16,
+        ),
+        Build("feed", feed_kernel, {"BLOCK": 256} | pdl, 4),
+        Build("count", count_kernel, {"BLOCK": 4096} | pdl, 16),
+        *(
+            Build(
+                f"logprob sampled={sampled}",
+                logprob_kernel,
+                {"COLUMNS": COLUMNS, "SAMPLED": sampled, "LANES": 4096, "DEPTH": 32} | pdl,
+                16,
+            )
+            for sampled in (False, True)
+        ),
         Build("embed", embed_kernel, {"BLOCK": 1024} | pdl, 4),
         Build(
             "rotate_and_cache norm",
@@ -174,6 +200,12 @@ def builds(traits: GpuTraits) -> list[Build]:
     return listed
 
 
+def _samples(build: Build) -> bool:
+    return build.kernel in (most_likely_kernel, draw_kernel) or build.constants.get(
+        "SAMPLED", False
+    )
+
+
 def compile_one(build: Build, target: GPUTarget, half: str) -> dict[str, Any]:
     """What the compiler says of one kernel: spills, shared memory, matrix instructions."""
     signature: dict[str, str] = {}
@@ -190,8 +222,10 @@ def compile_one(build: Build, target: GPUTarget, half: str) -> dict[str, Any]:
             continue
         if name in _REALS:
             signature[name] = "fp32"
-        elif name in _WIDE_INTEGERS or (name == "token_ids" and build.kernel is most_likely_kernel):
+        elif name in _WIDE_INTEGERS or (name == "token_ids" and _samples(build)):
             signature[name] = "*i64"
+        elif name in _SHORT_INTEGERS:
+            signature[name] = "*i16"
         elif name in _INTEGERS:
             signature[name] = "*i32"
         elif name == "finite":
@@ -201,7 +235,7 @@ def compile_one(build: Build, target: GPUTarget, half: str) -> dict[str, Any]:
         elif (
             name.endswith("stride")
             or name.startswith("num_")
-            or name in ("hidden", "width", "vocab_size", "slice_size")
+            or name in ("hidden", "width", "vocab_size", "slice_size", "row", "first", "first_row")
         ):
             signature[name] = "i32"
         else:

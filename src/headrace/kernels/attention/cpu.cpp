@@ -1,16 +1,15 @@
 // Causal attention over paged keys and values with an online softmax (arXiv:1805.02867,
 // arXiv:2205.14135): a block of rows (tokens x heads of one KV head) walks the pages in place.
 //
-// Positions are taken in tiles of 64 counted from position 0, and a row's arithmetic depends on
-// nothing but the row and its context: decode, prefill in one piece and prefill in chunks give the
-// same bits. A position that a row must not see has weight exactly 0 (so that NaN in a value may
+// Positions are taken in tiles of 64 and segments of 512 counted from position 0, and a row's
+// arithmetic depends on nothing but the row and its context: decode, prefill in one piece and prefill
+// in chunks give the same bits, and so does a context that several workers share. A position that a row must not see has weight exactly 0 (so that NaN in a value may
 // reach earlier rows of its own sequence, which is lost anyway, and never another sequence).
 #include "rows.hpp"
+#include "segment_sums.hpp"
 
 namespace headrace::HEADRACE_ISA {
 namespace {
-
-constexpr int kMostRows = kWidth == 16 ? 12 : 4;
 
 template <class D, int R>
 class RowBlockAttention {
@@ -36,15 +35,15 @@ class RowBlockAttention {
                                     (call.heads.query + 2 * call.heads.kv) * dim +
                                 column;
             __builtin_memcpy(query_[r], query, static_cast<size_t>(dim) * sizeof(Storage));
-            for (int64_t i = 0; i < dim; i += kWidth) store(sums_[r] + i, zeros());
-            maximum_[r] = kNoMaximum;
-            total_[r] = 0.0f;
         }
+        state_.begin(dim);
     }
 
     void run() {
         const int64_t end = block_.end();
-        for (int64_t tile = block_.begin(call_.window); tile < end; tile += kTile) {
+        const int64_t begin = block_.begin(call_.window);
+        for (int64_t tile = begin; tile < end; tile += kTile) {
+            if (tile % kSegment == 0 && tile != begin) state_.next_segment(call_.heads.dim);
             const int64_t count = end - tile < kTile ? end - tile : kTile;
             // Pages lie anywhere, so that the hardware cannot guess what comes next: the next tile,
             // or the first of the next block of rows. Its keys are fetched while keys are read and
@@ -72,13 +71,9 @@ class RowBlockAttention {
                 accumulate(tile, count, d);
             }
         }
-        for (int64_t r = 0; r < block_.count; ++r) {
-            const Floats inverse = broadcast(1.0f / total_[r]);
-            Storage* out = static_cast<Storage*>(call_.out) + out_[r];
-            for (int64_t i = 0; i < call_.heads.dim; i += kWidth) {
-                D::store_floats(out + i, mul(load(sums_[r] + i), inverse));
-            }
-        }
+        state_.template finish<D>(
+            block_.count, call_.heads.dim, block_.partial,
+            [&](int64_t r) { return static_cast<Storage*>(call_.out) + out_[r]; });
     }
 
   private:
@@ -86,7 +81,8 @@ class RowBlockAttention {
     int64_t slot(const RowBlock& block, int64_t position) const {
         const int64_t size = call_.cache.block_size;
         const int64_t page = block.pages[position / size];
-        return ((page * call_.heads.kv + block.kv_head) * size + position % size) * call_.heads.dim;
+        return ((page * call_.cache.heads_apart + block.kv_head) * size + position % size) *
+               call_.heads.dim;
     }
 
     // Scaled and masked scores of kJoint groups of positions from `position` on. Of those past the
@@ -135,20 +131,18 @@ class RowBlockAttention {
         for (int i = kWidth; i < kTile; i += kWidth) {
             largest = maximum(largest, load(scores_[r] + i));
         }
-        const float old = maximum_[r];
+        const float old = state_.maximum[r];
         const float tile_maximum = reduce_max(largest);
         const float now = tile_maximum > old ? tile_maximum : old;
-        maximum_[r] = now;
+        state_.maximum[r] = now;
         Floats total = zeros();
         for (int i = 0; i < kTile; i += kWidth) {
             const Floats weight = exponential(sub(load(scores_[r] + i), broadcast(now)));
             total = add(total, weight);
             D::store_floats(weights_[r] + i, weight);
         }
-        alignas(64) float factor[kWidth];
-        store(factor, exponential(broadcast(old - now)));
-        correction_[r] = factor[0];
-        total_[r] = total_[r] * factor[0] + reduce_add(total);
+        correction_[r] = exponential_of(old - now);
+        state_.total[r] = state_.total[r] * correction_[r] + reduce_add(total);
     }
 
     // Adds the weighted values of `count` positions, for kDimVectors vectors from `d` on.
@@ -156,7 +150,7 @@ class RowBlockAttention {
         Floats acc[R][kDimVectors];
         HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
             HEADRACE_UNROLL for (int v = 0; v < kDimVectors; ++v) {
-                acc[r][v] = mul(load(sums_[r] + d + v * kWidth), broadcast(correction_[r]));
+                acc[r][v] = mul(load(state_.sums[r] + d + v * kWidth), broadcast(correction_[r]));
             }
         }
         const auto* all_values = static_cast<const Storage*>(call_.cache.values);
@@ -175,7 +169,7 @@ class RowBlockAttention {
         }
         HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
             HEADRACE_UNROLL for (int v = 0; v < kDimVectors; ++v) {
-                store(sums_[r] + d + v * kWidth, acc[r][v]);
+                store(state_.sums[r] + d + v * kWidth, acc[r][v]);
             }
         }
     }
@@ -201,14 +195,12 @@ class RowBlockAttention {
     const RowBlock& block_;
     const RowBlock& next_;
     alignas(64) Storage query_[R][kMaxHeadDim];
-    alignas(64) float sums_[R][kMaxHeadDim];
+    SegmentSums<R> state_;
     alignas(64) float scores_[R][kTile];
     alignas(64) Storage weights_[R][kTile];
     int64_t ahead_[kTile / kGroup];
     int64_t position_[R];
     int64_t out_[R];
-    float maximum_[R];
-    float total_[R];
     float correction_[R];
 };
 
@@ -219,6 +211,40 @@ void attention_int8(const Attention& call, const Step& step, Worker& worker);
 void attention(const Attention& call, const Step& step, Worker& worker) {
     if (call.cache.type == Type::int8) return attention_int8(call, step, worker);
     attend_row_blocks<RowBlockAttention, kMostRows>(call, step, worker);
+}
+
+namespace {
+
+template <class D>
+void fold_heads(const Attention& call, const Step& step, Worker& worker) {
+    const int64_t dim = call.heads.dim, group = call.heads.query / call.heads.kv;
+    const int64_t most_rows = call.cache.type == Type::int8 ? kMostRowsInt8 : kMostRows;
+    RowBlockWalk walk(call, step, most_rows, worker.count());
+    const int64_t total = walk.count_split_heads();
+    int64_t index = 0;
+    while (worker.take(total, index)) {
+        walk.fold_split_head(index, [&](int64_t token, int64_t rows, int64_t kv_head,
+                                        float* partials, int64_t segments) {
+            for (int64_t r = 0; r < rows; ++r) {
+                RowSums sums = read_partial(partial_row(partials, r, dim));
+                for (int64_t s = 1; s < segments; ++s) {
+                    float* other = partials + s * partial_slot_floats(dim);
+                    sums.fold(read_partial(partial_row(other, r, dim)), dim);
+                }
+                const int64_t head = kv_head * group + r % group;
+                store_row<D>(sums, dim,
+                             static_cast<typename D::Storage*>(call.out) +
+                                 ((token + r / group) * call.heads.query + head) * dim);
+            }
+        });
+    }
+}
+
+}  // namespace
+
+// What attention left in parts.
+void fold_attention(const Attention& call, const Step& step, Worker& worker) {
+    (call.type == Type::float32 ? fold_heads<Float32> : fold_heads<BFloat16>)(call, step, worker);
 }
 
 }  // namespace headrace::HEADRACE_ISA

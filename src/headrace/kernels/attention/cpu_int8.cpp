@@ -5,11 +5,11 @@
 // values, are integers of 15 bits in two bytes, and products are summed exactly in int32.
 #include "int8_pages.hpp"
 #include "rows.hpp"
+#include "segment_sums.hpp"
 
 namespace headrace::HEADRACE_ISA {
 namespace {
 
-constexpr int kMostRows = kWidth == 16 ? 8 : 4;
 constexpr int kPerUnit = 4;  // bytes that one lane multiplies at once
 constexpr int kLow = 128;    // an integer is kLow times its high byte and its low byte
 constexpr float kLargest = 127.0f * kLow;
@@ -44,15 +44,15 @@ class Int8RowBlockAttention {
                                (block.token + row / group) *
                                    (call.heads.query + 2 * call.heads.kv) * dim +
                                column);
-            for (int64_t i = 0; i < dim; i += kWidth) store(sums_[r] + i, zeros());
-            maximum_[r] = kNoMaximum;
-            total_[r] = 0.0f;
         }
+        state_.begin(dim);
     }
 
     void run() {
         const int64_t end = block_.end();
-        for (int64_t tile = block_.begin(call_.window); tile < end; tile += kTile) {
+        const int64_t begin = block_.begin(call_.window);
+        for (int64_t tile = begin; tile < end; tile += kTile) {
+            if (tile % kSegment == 0 && tile != begin) state_.next_segment(call_.heads.dim);
             const int64_t count = end - tile < kTile ? end - tile : kTile;
             const bool more = tile + kTile < end;
             const RowBlock& ahead = more ? block_ : next_;
@@ -66,20 +66,17 @@ class Int8RowBlockAttention {
             for (int r = 0; r < R; ++r) soften(r);
             for (int64_t d = 0; d < call_.heads.dim; d += kVectors * kWidth) accumulate(count, d);
         }
-        for (int64_t r = 0; r < block_.count; ++r) {
-            const Floats inverse = broadcast(1.0f / total_[r]);
-            Storage* out = static_cast<Storage*>(call_.out) + out_[r];
-            for (int64_t i = 0; i < call_.heads.dim; i += kWidth) {
-                D::store_floats(out + i, mul(load(sums_[r] + i), inverse));
-            }
-        }
+        state_.template finish<D>(
+            block_.count, call_.heads.dim, block_.partial,
+            [&](int64_t r) { return static_cast<Storage*>(call_.out) + out_[r]; });
     }
 
   private:
     // Offset of the group that a position lies in, of a block's KV head, within all pages.
     int64_t group(const RowBlock& block, int64_t position) const {
         const int64_t size = call_.cache.block_size;
-        const int64_t page = block.pages[position / size] * call_.heads.kv + block.kv_head;
+        const int64_t page =
+            block.pages[position / size] * call_.cache.heads_apart + block.kv_head;
         return (page * (size / kGroup) + position % size / kGroup) * group_bytes_;
     }
 
@@ -179,10 +176,10 @@ class Int8RowBlockAttention {
         for (int i = kWidth; i < kTile; i += kWidth) {
             largest = maximum(largest, load(scores_[r] + i));
         }
-        const float old = maximum_[r];
+        const float old = state_.maximum[r];
         const float tile_maximum = reduce_max(largest);
         const float now = tile_maximum > old ? tile_maximum : old;
-        maximum_[r] = now;
+        state_.maximum[r] = now;
         Floats total = zeros(), scaled_total = zeros(), most = zeros();
         for (int i = 0; i < kTile; i += kWidth) {
             const Floats weight = exponential(sub(load(scores_[r] + i), broadcast(now)));
@@ -202,10 +199,8 @@ class Int8RowBlockAttention {
             store_bytes(weights_low_[r] + i, bits_and(value, broadcast_int(kLow - 1)));
         }
         unit_[r] = unit + (sum - sum);
-        alignas(64) float factor[kWidth];
-        store(factor, exponential(broadcast(old - now)));
-        correction_[r] = factor[0];
-        total_[r] = total_[r] * factor[0] + reduce_add(total);
+        correction_[r] = exponential_of(old - now);
+        state_.total[r] = state_.total[r] * correction_[r] + reduce_add(total);
     }
 
     // Adds the weighted values of `count` positions, for kVectors vectors from `d` on.
@@ -241,7 +236,7 @@ class Int8RowBlockAttention {
         }
         HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
             HEADRACE_UNROLL for (int v = 0; v < kVectors; ++v) {
-                float* sums = sums_[r] + d + v * kWidth;
+                float* sums = state_.sums[r] + d + v * kWidth;
                 const Floats added =
                     mul(to_floats(combine(high[r][v], low[r][v])), broadcast(unit_[r]));
                 store(sums, fma(load(sums), broadcast(correction_[r]), added));
@@ -255,7 +250,7 @@ class Int8RowBlockAttention {
     const int64_t group_bytes_;
     alignas(64) int8_t query_high_[R][kMaxHeadDim];
     alignas(64) int8_t query_low_[R][kMaxHeadDim];
-    alignas(64) float sums_[R][kMaxHeadDim];
+    SegmentSums<R> state_;
     alignas(64) float scores_[R][kTile];
     alignas(64) int8_t weights_high_[R][kTile];
     alignas(64) int8_t weights_low_[R][kTile];
@@ -266,15 +261,13 @@ class Int8RowBlockAttention {
     int32_t bias_[R];
     float query_scale_[R];
     float unit_[R];
-    float maximum_[R];
-    float total_[R];
     float correction_[R];
 };
 
 }  // namespace
 
 void attention_int8(const Attention& call, const Step& step, Worker& worker) {
-    attend_row_blocks<Int8RowBlockAttention, kMostRows>(call, step, worker);
+    attend_row_blocks<Int8RowBlockAttention, kMostRowsInt8>(call, step, worker);
 }
 
 }  // namespace headrace::HEADRACE_ISA

@@ -1,7 +1,7 @@
-// Pages of keys and values in 8 bits: 16 positions of a head at a time, then their scales.
+// A block's keys and values in 8 bits: 16 positions of a head at a time, then their scales.
 //
-//   keys    [blocks][kv_heads][block/16]{[head_dim/4][16][4] quant + 128, scale[16] float32}
-//   values  [blocks][kv_heads][block/16]{[16/4][head_dim][4] quant,       scale[16] float32}
+//   keys    [kv_heads][block/16]{[head_dim/4][16][4] quant + 128, scale[16] float32}
+//   values  [kv_heads][block/16]{[16/4][head_dim][4] quant,       scale[16] float32}
 //
 // A key or value is quant * scale with a quant from -127 to 127; the scale is NaN where an element
 // is no finite number.
@@ -38,7 +38,7 @@ HEADRACE_INLINE float quantize_head(const float* head, int64_t dim, int8_t* quan
 HEADRACE_INLINE void write_int8(const Cache& cache, const Heads& heads, int64_t slot, int64_t head,
                                 const float* key, const float* value) {
     const int64_t block = slot / cache.block_size, offset = slot % cache.block_size;
-    const int64_t group = (block * heads.kv + head) * (cache.block_size / kInt8Group) +
+    const int64_t group = (block * cache.heads_apart + head) * (cache.block_size / kInt8Group) +
                           offset / kInt8Group;
     const int64_t place = offset % kInt8Group, dim = heads.dim;
     auto* keys = static_cast<uint8_t*>(cache.keys) + group * int8_group_bytes(dim);

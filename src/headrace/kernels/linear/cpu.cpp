@@ -7,7 +7,9 @@
 //
 // Block formats meet activations rounded to 8 bits in blocks of 32. An element with more than half
 // of its block's sum of squares would leave the other 31 few steps: it is taken out and multiplied
-// in float32 (mixed-precision decomposition, arXiv:2208.07339, a block and a row at a time).
+// in float32 (mixed-precision decomposition, arXiv:2208.07339, a block and a row at a time). Rows
+// that are computed together mostly share the columns of such elements: each of these columns is
+// dequantized once for all of them.
 #include <cstring>
 
 #include "kernel_table.hpp"
@@ -19,7 +21,10 @@ namespace {
 constexpr int kVectors = kTileRows / kWidth;
 constexpr int64_t kChunkRows = 96;         // rows that share a pass over the weights, in L2
 constexpr int64_t kPrivateElements = 4096; // below, every worker packs for itself: no waiting
-constexpr int kMostRows = 12;              // that one pass over a tile serves
+// Packed bytes of that many elements, whole pieces of padded rows included.
+constexpr int64_t kPrivateBytes =
+    (kPrivateElements / kBlock + kMostPackedRows * kPieceChunks) *
+    (kBlock * 4 + 8 + 4 * kMostPackedRows);
 constexpr int64_t kLineBytes = 64;
 constexpr uint32_t kLargestFinite = 0x7f7fffff;
 constexpr float kSmallestMaximum = 1e-30f; // blocks below are quantized to zeros
@@ -43,7 +48,8 @@ constexpr int64_t max_rows([[maybe_unused]] Format format, [[maybe_unused]] int6
 #if defined(__AVX512F__)
     const bool many = rows > 64;
     if (is_dense(format)) return many ? 8 : 12;
-    return many ? 6 : 8;
+    if (rows <= 8) return 8;
+    return format == Format::q4_1 ? 12 : 6;
 #else
     return 4;
 #endif
@@ -86,16 +92,20 @@ HEADRACE_INLINE Floats broadcast_float(const uint8_t* p) {
     return broadcast(value);
 }
 
-// Outliers lie behind the chunks of their block of rows: [row][chunk].
-constexpr Outlier kNoOutlier{-1, 0.0f};
+// A block of rows as packed: its chunks [chunk][row], and in a block format, behind them, the
+// outliers of each piece of kPieceChunks chunks: how many columns, and for each its number and the
+// elements of all rows in it, 0 where a row has no outlier there.
+int64_t piece_count(int64_t k) { return (k + kPieceChunks * kBlock - 1) / (kPieceChunks * kBlock); }
 
-int64_t outlier_bytes(Format format, int64_t k) {
-    return is_dense(format) ? 0 : k / kBlock * static_cast<int64_t>(sizeof(Outlier));
+int64_t outlier_column_bytes(int padded) { return 4 + 4 * padded; }
+
+// Every row has at most one outlier a chunk.
+int64_t outlier_piece_bytes(int padded) {
+    return 4 + kPieceChunks * padded * outlier_column_bytes(padded);
 }
 
-int64_t outlier_offset(Format format, int64_t k, int padded, int64_t row) {
-    return (k + kBlock - 1) / kBlock * packed_chunk_bytes(format) * padded +
-           row * outlier_bytes(format, k);
+int64_t outlier_offset(Format format, int64_t k, int padded) {
+    return (k + kBlock - 1) / kBlock * packed_chunk_bytes(format) * padded;
 }
 
 // ---- packing of activations -------------------------------------------------------------------
@@ -160,11 +170,12 @@ HEADRACE_INLINE Outlier take_out(Floats (&values)[kBlockVectors], float maximum)
 }
 
 // 32 elements as signed bytes, the scale that gives them back, and what the kernel of the format
-// wants beside it: a float or an int32. Returns where the next outlier goes.
+// wants beside it: a float or an int32. Returns the element that was taken out, if any.
 template <class X>
-HEADRACE_INLINE uint8_t* pack_block(Format format, const RowSource<X>& source, int64_t column,
-                                    uint8_t* target, uint8_t* outliers) {
+HEADRACE_INLINE Outlier pack_block(Format format, const RowSource<X>& source, int64_t column,
+                                   uint8_t* target) {
     auto* quants = reinterpret_cast<int8_t*>(target);
+    Outlier outlier{-1, 0.0f};
     Floats values[kBlockVectors];
     HEADRACE_UNROLL for (int i = 0; i < kBlockVectors; ++i) {
         values[i] = source.load(column + i * kWidth);
@@ -172,10 +183,8 @@ HEADRACE_INLINE uint8_t* pack_block(Format format, const RowSource<X>& source, i
     uint32_t bits = largest_magnitude(values);
     float maximum = __builtin_bit_cast(float, bits);
     if (bits <= kLargestFinite && maximum >= kSmallestMaximum && dominates(maximum, values)) {
-        Outlier outlier = take_out(values, maximum);
+        outlier = take_out(values, maximum);
         outlier.column += static_cast<int32_t>(column);
-        __builtin_memcpy(outliers, &outlier, sizeof(outlier));
-        outliers += sizeof(outlier);
         bits = largest_magnitude(values);
         maximum = __builtin_bit_cast(float, bits);
     }
@@ -205,49 +214,85 @@ HEADRACE_INLINE uint8_t* pack_block(Format format, const RowSource<X>& source, i
     }
     __builtin_memcpy(target + kBlock, &scale, 4);
     __builtin_memcpy(target + kBlock + 4, &beside, 4);
-    return outliers;
+    return outlier;
 }
 
-// One row of a block of `stride` rows. Its outliers lie apart, ended by a negative column where
-// there is room for more.
+// The outlier columns of one piece of a block of rows, in ascending order.
+class OutlierColumns {
+  public:
+    OutlierColumns(uint8_t* target, int padded)
+        : target_(target), bytes_(outlier_column_bytes(padded)) {}
+
+    // Columns of earlier chunks stay as they are.
+    void begin_chunk() { chunk_ = count_; }
+
+    void add(const Outlier& outlier, int row) {
+        int32_t at = chunk_;
+        while (at < count_ && column(at) < outlier.column) ++at;
+        if (at == count_ || column(at) != outlier.column) {
+            __builtin_memmove(entry(at + 1), entry(at), static_cast<size_t>((count_ - at) * bytes_));
+            ++count_;
+            __builtin_memset(entry(at), 0, static_cast<size_t>(bytes_));
+            __builtin_memcpy(entry(at), &outlier.column, 4);
+        }
+        __builtin_memcpy(entry(at) + 4 + row * 4, &outlier.value, 4);
+    }
+
+    void end() { __builtin_memcpy(target_, &count_, 4); }
+
+  private:
+    uint8_t* entry(int32_t index) { return target_ + 4 + index * bytes_; }
+    int32_t column(int32_t index) {
+        int32_t result;
+        __builtin_memcpy(&result, entry(index), 4);
+        return result;
+    }
+
+    uint8_t* target_;
+    int64_t bytes_;
+    int32_t count_ = 0;
+    int32_t chunk_ = 0;
+};
+
+// Piece `piece` of the columns of the block of rows that begins with row `first`; rows past the
+// step's are zeros.
 template <class X>
-void pack_row_of(const LinearCall& call, int64_t row, int stride, uint8_t* target,
-                 uint8_t* outliers) {
-    const RowSource<X> source(call, row);
+void pack_piece_of(const LinearCall& call, const RowBlocks& blocks, int64_t first, int64_t piece,
+                   uint8_t* block) {
     const Format format = call.weight.format;
-    const int64_t bytes = packed_chunk_bytes(format) * stride;
-    const uint8_t* end = outliers + outlier_bytes(format, call.weight.k);
-    for (int64_t column = 0; column < call.weight.k; column += kBlock, target += bytes) {
-        if (format == Format::float32) {
-            pack_dense<Float32>(source, column, target);
-        } else if (format == Format::bfloat16) {
-            pack_dense<BFloat16>(source, column, target);
-        } else {
-            outliers = pack_block(format, source, column, target, outliers);
+    const int64_t k = call.weight.k;
+    const int padded = blocks.padded(first);
+    const int64_t chunk_bytes = packed_chunk_bytes(format);
+    const int64_t begin = piece * kPieceChunks * kBlock, left = k - begin;
+    const int64_t end = left < kPieceChunks * kBlock ? k : begin + kPieceChunks * kBlock;
+    uint8_t* target = block + begin / kBlock * chunk_bytes * padded;
+    OutlierColumns outliers(
+        block + outlier_offset(format, k, padded) + piece * outlier_piece_bytes(padded), padded);
+    for (int64_t column = begin; column < end; column += kBlock) {
+        outliers.begin_chunk();
+        for (int row = 0; row < padded; ++row, target += chunk_bytes) {
+            if (first + row >= blocks.rows) {
+                __builtin_memset(target, 0, static_cast<size_t>(chunk_bytes));
+                continue;
+            }
+            const RowSource<X> source(call, first + row);
+            if (format == Format::float32) {
+                pack_dense<Float32>(source, column, target);
+            } else if (format == Format::bfloat16) {
+                pack_dense<BFloat16>(source, column, target);
+            } else {
+                const Outlier outlier = pack_block(format, source, column, target);
+                if (outlier.column >= 0) outliers.add(outlier, row);
+            }
         }
     }
-    if (outliers != end) __builtin_memcpy(outliers, &kNoOutlier, sizeof(kNoOutlier));
+    if (!is_dense(format)) outliers.end();
 }
 
-// Row `row` of a step within its block of rows, or zeros where the step has no such row.
-void pack_row(const LinearCall& call, const RowBlocks& blocks, int64_t row, uint8_t* packed) {
-    const Format format = call.weight.format;
-    const int64_t first = row / blocks.size * blocks.size;
-    const int stride = blocks.padded(first);
-    const int64_t chunk_bytes = packed_chunk_bytes(format);
-    uint8_t* block = packed + first * packed_row_bytes(format, call.weight.k);
-    uint8_t* target = block + (row - first) * chunk_bytes;
-    uint8_t* outliers = block + outlier_offset(format, call.weight.k, stride, row - first);
-    if (row >= blocks.rows) {
-        for (int64_t column = 0; column < call.weight.k; column += kBlock) {
-            __builtin_memset(target, 0, static_cast<size_t>(chunk_bytes));
-            target += chunk_bytes * stride;
-        }
-    } else if (call.x_type == Type::float32) {
-        pack_row_of<Float32>(call, row, stride, target, outliers);
-    } else {
-        pack_row_of<BFloat16>(call, row, stride, target, outliers);
-    }
+void pack_piece(const LinearCall& call, const RowBlocks& blocks, int64_t first, int64_t piece,
+                uint8_t* block) {
+    (call.x_type == Type::float32 ? pack_piece_of<Float32> : pack_piece_of<BFloat16>)(
+        call, blocks, first, piece, block);
 }
 
 // ---- one block of rows against vectors of one tile --------------------------------------------
@@ -263,8 +308,9 @@ struct Ahead {
     }
 };
 
-template <class Element>
+template <Format kind, class Element>
 struct Dense {
+    static constexpr Format format = kind;
     static constexpr int vectors(int) { return 2; }
 
     template <int R, int V>
@@ -294,11 +340,12 @@ struct Dense {
     }
 };
 
-template <Format format>
+template <Format kind>
 struct Blocks {
+    static constexpr Format format = kind;
     static constexpr int vectors([[maybe_unused]] int rows) {
 #if defined(__AVX512F__)
-        return 2;
+        return rows <= 6 ? 2 : 1;
 #else
         return rows == 1 ? 2 : 1;
 #endif
@@ -320,7 +367,7 @@ struct Blocks {
             }
             const uint8_t* units = tile + header + column * 4;
             if constexpr (format == Format::q8_0) {
-                for (int p = 0; p < 8; ++p) {
+                HEADRACE_UNROLL for (int p = 0; p < 8; ++p) {
                     HEADRACE_UNROLL for (int v = 0; v < V; ++v) {
                         const Ints weights = load_ints(units + (p * kTileRows + v * kWidth) * 4);
                         HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
@@ -331,7 +378,7 @@ struct Blocks {
                 }
             } else {
                 const Ints nibble = broadcast_int(0x0f0f0f0f);
-                for (int p = 0; p < 4; ++p) {
+                HEADRACE_UNROLL for (int p = 0; p < 4; ++p) {
                     HEADRACE_UNROLL for (int v = 0; v < V; ++v) {
                         const Ints both = load_ints(units + (p * kTileRows + v * kWidth) * 4);
                         const Ints low = bits_and(both, nibble);
@@ -364,17 +411,30 @@ struct Blocks {
         }
     }
 
-    // Adds one row's outliers to its sums [32] over a tile.
-    static void add_outliers(const uint8_t* tile, const uint8_t* outliers, int64_t k, float* sums) {
-        const uint8_t* end = outliers + outlier_bytes(format, k);
-        for (; outliers != end; outliers += sizeof(Outlier)) {
-            Outlier outlier;
-            __builtin_memcpy(&outlier, outliers, sizeof(outlier));
-            if (outlier.column < 0) return;
-            for (int column = 0; column < kTileRows; column += kWidth) {
-                const Floats weights = weights_at(tile, column, outlier.column);
-                store(sums + column, fma(weights, broadcast(outlier.value), load(sums + column)));
+    // Adds the products of the outliers of a block of rows.
+    template <int R, int V>
+    HEADRACE_INLINE void add_outliers(const uint8_t* tile, int column, const uint8_t* pieces,
+                                      int64_t k, Floats (&acc)[R][V]) {
+        for (int64_t piece = piece_count(k); piece > 0; --piece) {
+            int32_t count;
+            __builtin_memcpy(&count, pieces, 4);
+            const uint8_t* entry = pieces + 4;
+            for (; count > 0; --count, entry += outlier_column_bytes(R)) {
+                int32_t element;
+                __builtin_memcpy(&element, entry, 4);
+                HEADRACE_UNROLL for (int v = 0; v < V; ++v) {
+                    const Floats weights = weights_at(tile, column + v * kWidth, element);
+                    HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
+                        acc[r][v] = fma(weights, broadcast_float(entry + 4 + r * 4), acc[r][v]);
+                    }
+                }
             }
+            pieces += outlier_piece_bytes(R);
+        }
+        // A row without an outlier in another's column must not show that it met the column: of
+        // all sums only -0 would, which this makes 0.
+        HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
+            HEADRACE_UNROLL for (int v = 0; v < V; ++v) acc[r][v] = add(acc[r][v], zeros());
         }
     }
 
@@ -415,6 +475,10 @@ void multiply(const uint8_t* tile, const uint8_t* x, int64_t k, Ahead ahead, flo
         }
         Kernel::template accumulate<R, V>(tile, v * kWidth, x, k, ahead, acc);
         ahead.lines = 0;
+        if constexpr (Kernel::format != Format::float32 && Kernel::format != Format::bfloat16) {
+            Kernel::template add_outliers<R, V>(
+                tile, v * kWidth, x + outlier_offset(Kernel::format, k, R), k, acc);
+        }
         HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
             HEADRACE_UNROLL for (int i = 0; i < V; ++i) {
                 store(sums + r * kTileRows + (v + i) * kWidth, acc[r][i]);
@@ -425,7 +489,7 @@ void multiply(const uint8_t* tile, const uint8_t* x, int64_t k, Ahead ahead, flo
 
 using Multiply = void (*)(const uint8_t*, const uint8_t*, int64_t, Ahead, float*);
 
-template <class Kernel, bool dense>
+template <class Kernel>
 Multiply multiply_for(int padded) {
     switch (padded) {
         case 1: return multiply<Kernel, 1>;
@@ -435,9 +499,7 @@ Multiply multiply_for(int padded) {
 #if defined(__AVX512F__)
         case 6: return multiply<Kernel, 6>;
         case 8: return multiply<Kernel, 8>;
-        case 12:
-            if constexpr (dense) return multiply<Kernel, 12>;
-            return nullptr;
+        case 12: return multiply<Kernel, 12>;
 #endif
         default: return nullptr;
     }
@@ -445,32 +507,11 @@ Multiply multiply_for(int padded) {
 
 Multiply multiply_for(Format format, int padded) {
     switch (format) {
-        case Format::float32: return multiply_for<Dense<Float32>, true>(padded);
-        case Format::bfloat16: return multiply_for<Dense<BFloat16>, true>(padded);
-        case Format::q8_0: return multiply_for<Blocks<Format::q8_0>, false>(padded);
-        case Format::q4_0: return multiply_for<Blocks<Format::q4_0>, false>(padded);
-        default: return multiply_for<Blocks<Format::q4_1>, false>(padded);
-    }
-}
-
-void add_outliers(Format format, const uint8_t* tile, const uint8_t* outliers, int64_t k,
-                  float* sums) {
-    switch (format) {
-        case Format::q8_0: return Blocks<Format::q8_0>::add_outliers(tile, outliers, k, sums);
-        case Format::q4_0: return Blocks<Format::q4_0>::add_outliers(tile, outliers, k, sums);
-        default: return Blocks<Format::q4_1>::add_outliers(tile, outliers, k, sums);
-    }
-}
-
-// The products of one block of rows with one tile: sums[rows][32].
-void multiply_block(const Matrix& weight, const RowBlocks& blocks, int64_t row,
-                    const uint8_t* tile, const uint8_t* x, Ahead ahead, float* sums) {
-    const int padded = blocks.padded(row);
-    multiply_for(weight.format, padded)(tile, x, weight.k, ahead, sums);
-    if (is_dense(weight.format)) return;
-    for (int64_t r = 0; r < padded && row + r < blocks.rows; ++r) {
-        add_outliers(weight.format, tile, x + outlier_offset(weight.format, weight.k, padded, r),
-                     weight.k, sums + r * kTileRows);
+        case Format::float32: return multiply_for<Dense<Format::float32, Float32>>(padded);
+        case Format::bfloat16: return multiply_for<Dense<Format::bfloat16, BFloat16>>(padded);
+        case Format::q8_0: return multiply_for<Blocks<Format::q8_0>>(padded);
+        case Format::q4_0: return multiply_for<Blocks<Format::q4_0>>(padded);
+        default: return multiply_for<Blocks<Format::q4_1>>(padded);
     }
 }
 
@@ -537,7 +578,7 @@ void multiply_tiles(const LinearCall& call, const RowBlocks& blocks, Packed&& pa
     const int64_t chunk_lines = tile_bytes(weight.format, kBlock) / kLineBytes;
     const auto lines = static_cast<int>((chunk_lines + passes - 1) / passes);
     const int64_t pass_bytes = lines * kLineBytes * ((weight.k + kBlock - 1) / kBlock);
-    alignas(64) float sums[2][kMostRows * kTileRows];
+    alignas(64) float sums[2][kMostPackedRows * kTileRows];
     int64_t begin = 0, end = 0;
     while (worker.take_run(tiles * chunks, begin, end)) {
         for (int64_t task = begin; task < end; ++task) {
@@ -550,13 +591,14 @@ void multiply_tiles(const LinearCall& call, const RowBlocks& blocks, Packed&& pa
             for (int64_t row = first; row < stop; row += blocks.size, ++pass) {
                 const int64_t count = rows - row < blocks.size ? rows - row : blocks.size;
                 const uint8_t* x = packed(row);
+                const Multiply multiply = multiply_for(weight.format, blocks.padded(row));
                 const bool fetches = tile + 1 < tiles;
                 const Ahead ahead{data + size + pass * pass_bytes, fetches ? lines : 0};
-                multiply_block(weight, blocks, row, data, x, ahead, sums[0]);
+                multiply(data, x, weight.k, ahead, sums[0]);
                 if (call.gated) {
                     const uint8_t* up = data + tiles * size;
                     const Ahead up_ahead{up + size + pass * pass_bytes, fetches ? lines : 0};
-                    multiply_block(weight, blocks, row, up, x, up_ahead, sums[1]);
+                    multiply(up, x, weight.k, up_ahead, sums[1]);
                     (wide ? store_gated<Float32> : store_gated<BFloat16>)(call, row, count, column,
                                                                           sums[0], sums[1]);
                 } else {
@@ -577,14 +619,15 @@ void linear(const LinearCall& call, const Step& step, Worker& worker) {
     const int64_t k = call.weight.k;
     if (rows == 0) return;
     const RowBlocks blocks(format, rows);
+    const int64_t pieces = piece_count(k);
     if (blocks.count == 1 && blocks.last * k <= kPrivateElements) {
-        alignas(64) uint8_t packed[kPrivateElements * 4 + kMostRows * kBlock * 4];
+        alignas(64) uint8_t packed[kPrivateBytes];
         bool is_packed = false;
         multiply_tiles(
             call, blocks,
             [&](int64_t) {
-                for (int64_t row = 0; !is_packed && row < blocks.last; ++row) {
-                    pack_row(call, blocks, row, packed);
+                for (int64_t piece = 0; !is_packed && piece < pieces; ++piece) {
+                    pack_piece(call, blocks, 0, piece, packed);
                 }
                 is_packed = true;
                 return static_cast<const uint8_t*>(packed);
@@ -593,8 +636,12 @@ void linear(const LinearCall& call, const Step& step, Worker& worker) {
         return;
     }
     int64_t begin = 0, end = 0;
-    while (worker.take_run(blocks.padded_total(), begin, end)) {
-        for (int64_t row = begin; row < end; ++row) pack_row(call, blocks, row, call.scratch);
+    while (worker.take_run(blocks.count * pieces, begin, end)) {
+        for (int64_t task = begin; task < end; ++task) {
+            const int64_t first = task / pieces * blocks.size;
+            pack_piece(call, blocks, first, task % pieces,
+                       call.scratch + first * packed_row_bytes(format, k));
+        }
     }
     worker.next_phase();
     const int64_t row_bytes = packed_row_bytes(format, k);

@@ -38,6 +38,8 @@ enum class Format { float32, bfloat16, q8_0, q4_0, q4_1 };
 constexpr int64_t kMaxHeadDim = 256;
 constexpr int kTileRows = 32;
 constexpr int kBlock = 32;
+constexpr int kMostPackedRows = 12;  // that a linear computes together, of any instruction set
+constexpr int kPieceChunks = 6;      // of 32 columns, which one task of a linear packs
 
 // Bytes of one tile of 32 rows with K columns (K even for bfloat16, a multiple of 32 for blocks).
 static inline int64_t tile_bytes(Format format, int64_t k) {
@@ -62,14 +64,18 @@ static inline int64_t packed_chunk_bytes(Format format) {
 
 // An element that is multiplied apart from its block of 32.
 struct Outlier {
-    int32_t column;  // of the row; negative: no more
+    int32_t column;  // of the row; negative: there is none
     float value;
 };
 
+// Bytes of scratch for one row: its chunks, and in a block format room for the outliers of the
+// rows that it is packed with, at most one a row and chunk, each with an element of every row.
 static inline int64_t packed_row_bytes(Format format, int64_t k) {
     const bool dense = format == Format::float32 || format == Format::bfloat16;
-    const int64_t room = dense ? 0 : static_cast<int64_t>(sizeof(Outlier));
-    return (k + kBlock - 1) / kBlock * (packed_chunk_bytes(format) + room);
+    const int64_t chunks = (k + kBlock - 1) / kBlock;
+    const int64_t pieces = (chunks + kPieceChunks - 1) / kPieceChunks;
+    const int64_t outliers = dense ? 0 : pieces * (4 + kPieceChunks * (4 + 4 * kMostPackedRows));
+    return chunks * packed_chunk_bytes(format) + outliers;
 }
 
 struct Matrix {
@@ -109,16 +115,17 @@ struct LinearCall {
     uint8_t* scratch;
 };
 
-// Pages of keys [blocks][kv_heads][block/16][units of head_dim][16][per unit] and of values
-// [blocks][kv_heads][units of block][head_dim][per unit], where a 32-bit unit holds 2 bfloat16 or
-// 1 float32: a vector holds one unit of 16 positions (keys) or of 16 dimensions (values). Pages of
-// int8 have scales in them: attention/int8_pages.hpp.
+// Blocks of keys [kv_heads][block/16][units of head_dim][16][per unit], then values
+// [kv_heads][units of block][head_dim][per unit], where a 32-bit unit holds 2 bfloat16 or 1 float32:
+// a vector holds one unit of 16 positions (keys) or of 16 dimensions (values). Blocks of int8 have
+// scales in them: attention/int8_pages.hpp.
 struct Cache {
     void* keys;
     void* values;
     Type type;
     int64_t blocks;
     int64_t block_size;
+    int64_t heads_apart;  // heads of keys and of values in a block
 };
 
 // Bytes of the keys, or the values, of one head and block.
@@ -165,7 +172,13 @@ struct Attention {
     int64_t max_rows;
     int64_t max_blocks;
     void* out;
+    float* partials;  // scratch of kPartialSlots slots; null: no context is shared
 };
+
+// A slot of `partials`: sums of up to 12 rows over one segment of their context.
+constexpr int64_t kPartialSlots = 256;
+constexpr int64_t kPartialHeader = 16;
+static inline int64_t partial_slot_floats(int64_t dim) { return 12 * (kPartialHeader + dim); }
 
 struct Activation {
     const void* gate_up;
@@ -246,6 +259,7 @@ struct KernelTable {
     void (*linear)(const LinearCall&, const Step&, Worker&);
     void (*rotary)(const Rotary&, const Step&, Worker&);
     void (*attention)(const Attention&, const Step&, Worker&);
+    void (*fold_attention)(const Attention&, const Step&, Worker&);
     void (*activation)(const Activation&, const Step&, Worker&);
     void (*low_rank)(const LowRank&, const Step&, Worker&);
     void (*greedy)(const Greedy&, Worker&);

@@ -49,8 +49,8 @@ struct PyMatrix {
 
 // Pages of one layer.
 struct PyCache {
-    PyCache(Array keys_, Array values_, int64_t kv_heads, int64_t head_dim, int64_t block_size)
-        : keys(keys_), values(values_), kv_heads(kv_heads), head_dim(head_dim) {
+    PyCache(Array blocks_, int64_t kv_heads, int64_t head_dim, int64_t block_size)
+        : blocks(blocks_), kv_heads(kv_heads), head_dim(head_dim) {
         if (head_dim < 32 || head_dim % 32 != 0 || head_dim > kMaxHeadDim) {
             throw std::invalid_argument("head_dim must be a multiple of 32 up to " +
                                         std::to_string(kMaxHeadDim) + ", not " +
@@ -60,18 +60,17 @@ struct PyCache {
             throw std::invalid_argument("block_size must be a multiple of 16, not " +
                                         std::to_string(block_size));
         }
-        cache.type = cache_type("keys", keys);
-        check_same_type("values", cache_type("values", values), cache.type);
-        const int64_t page = cache_page_bytes(cache.type, block_size, head_dim);
-        const int64_t width = kv_heads * page / static_cast<int64_t>(keys.itemsize());
-        check_shape("keys", keys, {kAny, width});
-        check_shape("values", values, {static_cast<int64_t>(keys.shape(0)), width});
-        cache.keys = keys.data();
-        cache.values = values.data();
-        cache.blocks = static_cast<int64_t>(keys.shape(0));
+        cache.type = cache_type("blocks", blocks);
+        const int64_t width = kv_heads * cache_page_bytes(cache.type, block_size, head_dim);
+        check_shape("blocks", blocks,
+                    {kAny, 2, width / static_cast<int64_t>(blocks.itemsize())});
+        cache.keys = blocks.data();
+        cache.values = static_cast<uint8_t*>(blocks.data()) + width;
+        cache.blocks = static_cast<int64_t>(blocks.shape(0));
         cache.block_size = block_size;
+        cache.heads_apart = 2 * kv_heads;
     }
-    Array keys, values;
+    Array blocks;
     int64_t kv_heads, head_dim;
     Cache cache{};
 };
@@ -183,7 +182,7 @@ class PyProgram {
         call.slots = integers("cache_slots", slots, {kAny});
         program_->add(call);
         token_rows({qkv, positions, slots});
-        keep({cos_sin, cache.keys, cache.values});
+        keep({cos_sin, cache.blocks});
     }
 
     void attention(Array qkv, float scale, int64_t window, int64_t num_heads, const PyCache& cache,
@@ -212,7 +211,7 @@ class PyProgram {
         token_rows({qkv, out});
         sequence_rows({context_lengths, rows});
         program_->limit_sequences(static_cast<int64_t>(query_start.shape(0)) - 1);
-        keep({cache.keys, cache.values, query_start, block_tables});
+        keep({cache.blocks, query_start, block_tables});
     }
 
     void activation(Array gate_up, Array out) {
@@ -363,8 +362,8 @@ NB_MODULE(_native, module) {
              "format"_a, "n"_a, "k"_a);
 
     nb::class_<PyCache>(module, "Cache")
-        .def(nb::init<Array, Array, int64_t, int64_t, int64_t>(), "keys"_a.noconvert(),
-             "values"_a.noconvert(), "kv_heads"_a, "head_dim"_a, "block_size"_a);
+        .def(nb::init<Array, int64_t, int64_t, int64_t>(), "blocks"_a.noconvert(), "kv_heads"_a,
+             "head_dim"_a, "block_size"_a);
 
     nb::class_<PyProgram>(module, "Program")
         .def(nb::init<const std::string&>(), "kernels"_a)

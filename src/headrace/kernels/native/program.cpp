@@ -7,9 +7,6 @@
 namespace headrace {
 namespace {
 
-// The most rows that a kernel packs together, of any instruction set.
-constexpr int64_t kMostPackedRows = 16;
-
 std::string address(const void* p) { return std::to_string(reinterpret_cast<uintptr_t>(p)); }
 
 void check_range(const char* what, int64_t index, int64_t value, int64_t bound) {
@@ -68,6 +65,7 @@ void Program::limit_sampled(int64_t rows) {
 
 int64_t Program::scratch_bytes() const {
     int64_t most = capacity_.tokens * most_narrow_rows_ * int64_t{sizeof(float)};
+    most = std::max(most, attention_scratch_bytes_);
     for (const LinearCall& call : linears_) {
         const int64_t rows = row_count(call.rows, capacity_) + kMostPackedRows;
         most = std::max(most, rows * packed_row_bytes(call.weight.format, call.weight.k));
@@ -76,7 +74,7 @@ int64_t Program::scratch_bytes() const {
 }
 
 void Program::add_operation(std::string name, Call run) {
-    operations_.push_back({std::move(name), std::move(run)});
+    operations_.push_back({std::move(name), std::move(run), {}});
     seconds_.push_back(0.0);
 }
 
@@ -112,6 +110,14 @@ void Program::add(const Norm& call, const char* name) {
 
 void Program::add(const LinearCall& call) {
     linears_.push_back(call);
+    const Matrix& weight = call.weight;
+    const int64_t tiles = (weight.n + kTileRows - 1) / kTileRows;
+    const Upcoming upcoming{weight.tiles, tile_bytes(weight.format, weight.k),
+                            call.gated ? tiles / 2 : tiles, call.gated};
+    for (auto before = operations_.rbegin(); before != operations_.rend(); ++before) {
+        if (before->next.data != nullptr) break;
+        before->next = upcoming;
+    }
     const std::string name =
         "linear " + std::to_string(call.weight.n) + "x" + std::to_string(call.weight.k);
     add_operation(name, [run = kernels_.linear, call](const Step& step, Worker& worker,
@@ -148,9 +154,18 @@ void Program::add(const Attention& call) {
                   check_sequences(call, step);
                   check_pages(call, call.max_rows, step);
               });
-    add_operation("attention", [run = kernels_.attention, call](const Step& step, Worker& worker, uint8_t*) {
-        run(call, step, worker);
-    });
+    const int64_t partials = kPartialSlots * partial_slot_floats(call.heads.dim);
+    attention_scratch_bytes_ =
+        std::max(attention_scratch_bytes_, partials * int64_t{sizeof(float)});
+    const auto operation = [call](auto run) {
+        return [run, call](const Step& step, Worker& worker, uint8_t* scratch) {
+            Attention placed = call;
+            placed.partials = reinterpret_cast<float*>(scratch);
+            run(placed, step, worker);
+        };
+    };
+    add_operation("attention", operation(kernels_.attention));
+    add_operation("attention fold", operation(kernels_.fold_attention));
 }
 
 void Program::add(const Activation& call) {
@@ -200,6 +215,7 @@ void Program::replay(const Step& step, Worker& worker) {
     auto before = Clock::now();
     for (size_t i = 0; i < operations_.size(); ++i) {
         if (worker.late()) return;
+        worker.expect(operations_[i].next);
         operations_[i].run(step, worker, scratch_);
         worker.next_phase();
         if (timed) {

@@ -17,8 +17,6 @@ class Program : public std::enable_shared_from_this<Program> {
   public:
     explicit Program(const KernelTable& kernels) : kernels_(kernels) {}
 
-    // The calls of `other` after one's own, in one run.
-
     // A recorded buffer has this many rows of a kind: no step may bring more.
     void limit_tokens(int64_t rows);
     void limit_sequences(int64_t rows);
@@ -49,6 +47,7 @@ class Program : public std::enable_shared_from_this<Program> {
     struct Operation {
         std::string name;
         Call run;
+        Upcoming next;  // the weights of the linear that comes after it
     };
     using Check = std::function<void(const Step&)>;
 
@@ -63,6 +62,7 @@ class Program : public std::enable_shared_from_this<Program> {
     uint8_t* scratch_ = nullptr;
     std::vector<LinearCall> linears_;
     int64_t most_narrow_rows_ = 0;
+    int64_t attention_scratch_bytes_ = 0;
     int64_t given_scratch_ = 0;
     bool profiling_ = false;
     std::vector<double> seconds_;

@@ -8,6 +8,7 @@ void norm(const Norm&, const Step&, Worker&);
 void linear(const LinearCall&, const Step&, Worker&);
 void rotary(const Rotary&, const Step&, Worker&);
 void attention(const Attention&, const Step&, Worker&);
+void fold_attention(const Attention&, const Step&, Worker&);
 void activation(const Activation&, const Step&, Worker&);
 void low_rank(const LowRank&, const Step&, Worker&);
 void greedy(const Greedy&, Worker&);
@@ -18,6 +19,7 @@ void draw(const Draw&, Worker&);
 #define HEADRACE_STRING(x) HEADRACE_STRING_(x)
 
 const KernelTable kernels = {HEADRACE_STRING(HEADRACE_ISA), embed, norm, linear, rotary, attention,
+                             fold_attention,
                              activation, low_rank, greedy, logprobs, draw};
 
 }  // namespace headrace::HEADRACE_ISA

@@ -44,7 +44,7 @@ struct Place {
 
     Place(const Cache& cache, const Heads& heads, int64_t slot, int64_t head) {
         const int64_t block = slot / cache.block_size, offset = slot % cache.block_size;
-        const int64_t page = (block * heads.kv + head) * cache.block_size;
+        const int64_t page = (block * cache.heads_apart + head) * cache.block_size;
         key = static_cast<Storage*>(cache.keys) + (page + offset / kGroup * kGroup) * heads.dim +
               offset % kGroup * kPerUnit;
         value = static_cast<Storage*>(cache.values) +
@@ -52,7 +52,7 @@ struct Place {
     }
 
     // A token's key touches as many lines as it has units: too many to wait for one by one.
-    void fetch(int64_t dim) const {
+    HEADRACE_INLINE_MEMBER void fetch(int64_t dim) const {
         for (int64_t i = 0; i < dim; i += kPerUnit) __builtin_prefetch(key + i * kGroup, 1);
         for (int64_t i = 0; i < dim; i += kGroup) __builtin_prefetch(value + i * kPerUnit, 1);
     }
@@ -90,8 +90,9 @@ HEADRACE_INLINE void rotate_token(const Rotary& call, int64_t t, const Write& wr
     }
 }
 
+// Inlined by force: GCC takes a function that only fetches for one without effect, and drops it.
 template <class D>
-void fetch_places(const Rotary& call, int64_t t) {
+HEADRACE_INLINE void fetch_places(const Rotary& call, int64_t t) {
     for (int64_t h = 0; h < call.heads.kv; ++h) {
         Place<D>(call.cache, call.heads, call.slots[t], h).fetch(call.heads.dim);
     }

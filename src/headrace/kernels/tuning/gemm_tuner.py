@@ -19,6 +19,7 @@ from headrace.kernels.linear import cublaslt
 from headrace.kernels.linear.triton import LIBRARY, GemmChoice, GemmWorkspace
 from headrace.kernels.triton_launch import GpuTraits
 from headrace.kernels.tuning import table as tables
+from headrace.kernels.tuning import tunable_library
 from headrace.kernels.tuning.candidates import candidates, untuned
 from headrace.kernels.tuning.measure import ChainTimer
 from headrace.kernels.tuning.precompile import Job, precompile
@@ -107,7 +108,8 @@ class GemmTuner:
         results = self._load(path, validators, set(weights))
         if results is None:
             started = time.perf_counter()
-            results = self._measure(weights)
+            with tunable_library.tuning(None if path is None else _beside(path)):
+                results = self._measure(weights)
             _logger.info("tuned %d GEMMs in %.1f s", len(results), time.perf_counter() - started)
             if path is not None:
                 tables.save(path, tables.TuningTable(validators=validators, shapes=results))
@@ -146,6 +148,9 @@ class GemmTuner:
         }
         if wanted != found:
             _logger.warning("tuning again: %s does not list this model's shapes", path)
+            return None
+        if not tunable_library.read(_beside(path)):
+            _logger.warning("tuning again: torch refuses %s", _beside(path))
             return None
         return table.shapes
 
@@ -230,6 +235,11 @@ class GemmTuner:
             library=_library_version(self._device),
             candidates=hashlib.sha256(repr(listed).encode()).hexdigest()[:12],
         )
+
+
+def _beside(path: Path) -> Path:
+    """Where the library's own choices are kept, if it makes any."""
+    return path.with_suffix(".library.csv")
 
 
 def _library_version(device: torch.device) -> str:

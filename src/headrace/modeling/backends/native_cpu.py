@@ -169,15 +169,13 @@ class NativeOperations:
         """
         kind = torch.uint8 if self._cache_dtype == torch.int8 else self._cache_dtype
         width = self.cache_bytes_per_block(shape, block_size) // 2 // kind.itemsize
-        keys = huge_page_zeros(num_blocks * width, kind).view(num_blocks, width)
-        values = huge_page_zeros(num_blocks * width, kind).view(num_blocks, width)
+        # Side by side, so that what is used of a layer ends in one unfilled huge page, not in two.
+        blocks = huge_page_zeros(num_blocks * 2 * width, kind).view(num_blocks, 2, width)
         try:
-            handle = self._extension.Cache(
-                keys, values, shape.num_kv_heads, shape.head_dim, block_size
-            )
+            handle = self._extension.Cache(blocks, shape.num_kv_heads, shape.head_dim, block_size)
         except ValueError as error:
             raise ConfigurationError(f"the native CPU backend cannot hold this: {error}") from error
-        return NativeCache(keys, values, handle)
+        return NativeCache(blocks[:, 0], blocks[:, 1], handle)
 
     def cache_bytes_per_block(self, shape: AttentionShape, block_size: int) -> int:
         """Bytes that one block of one layer takes, keys and values together."""
@@ -495,10 +493,6 @@ class NativeCpuBackend:
         """The operations; outside ``compile`` each computes at once."""
         return self._operations
 
-    def most_likely(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [R, vocab] to token ids [R] int64 and [R] bool: the largest logit is finite."""
-        return self._choices.most_likely(logits)
-
     @property
     def token_choices(self) -> NativeChoices:
         """What a sampler chooses tokens by."""
@@ -509,5 +503,7 @@ class NativeCpuBackend:
     ) -> NativeProgram:
         """Record ``computation`` once, on the whole buffers."""
         for field in dataclasses.fields(activations):
-            gather_into_huge_pages(getattr(activations, field.name))
+            # Logits have a row for every sequence that could run, and few steps fill them.
+            if field.name != "logits":
+                gather_into_huge_pages(getattr(activations, field.name))
         return NativeProgram(self._operations.record(computation, step, activations), self._pool)

@@ -28,10 +28,11 @@ class NativeChoices:
 
     def most_likely(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids [R] int64, and [R] bool: the largest logit is finite."""
-        token = torch.empty(len(logits), dtype=torch.int32)
-        peak = torch.empty(len(logits))
-        self._extension.greedy(self._pool, self._instruction_set, logits, token, peak, None)
-        return token.long(), peak.isfinite()
+        # Arrays of numpy: the extension takes them in a tenth of the time of tensors.
+        token = np.empty(len(logits), dtype=np.int32)
+        peak = np.empty(len(logits), dtype=np.float32)
+        self._extension.greedy(self._pool, self._instruction_set, logits.numpy(), token, peak, None)
+        return torch.from_numpy(token.astype(np.int64)), torch.from_numpy(np.isfinite(peak))
 
     def draw(
         self, logits: torch.Tensor, rows: npt.NDArray[np.int64], parameters: DrawParameters

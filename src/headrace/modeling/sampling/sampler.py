@@ -7,18 +7,14 @@ import numpy.typing as npt
 import torch
 
 from headrace.link.sampling import SamplingParams
-from headrace.modeling.sampling.filters import (
-    FilterParameters,
-    draw_from_all,
-    draw_from_likeliest,
-)
-from headrace.modeling.sampling.greedy import MostLikelyTokens, most_likely
+from headrace.modeling.sampling.choices import DrawParameters, TokenChoices
 from headrace.modeling.sampling.penalties import TokenHistory, penalise
 from headrace.modeling.sampling.sampled_tokens import SampledTokens
+from headrace.modeling.sampling.torch_choices import TorchChoices
 from headrace.modeling.sampling.uniform import uniforms
 
 _Int32Array = npt.NDArray[np.int32]
-_TEMPERATURE, _TOP_P, _TYPICAL_P, _UNIFORM = range(4)
+_Int64Array = npt.NDArray[np.int64]
 
 
 class Sampler:
@@ -29,7 +25,7 @@ class Sampler:
         max_length: Longest sequence in tokens.
         vocab_size: Number of logits.
         device: Where the logits are.
-        own_choice: The greedy choice; ``None``: torch's.
+        choices: How tokens are chosen; ``None``: by torch.
     """
 
     def __init__(
@@ -38,25 +34,29 @@ class Sampler:
         max_length: int,
         vocab_size: int,
         device: torch.device,
-        own_choice: MostLikelyTokens | None = None,
+        choices: TokenChoices | None = None,
     ) -> None:
         self._max_length = max_length
         self._vocab_size = vocab_size
         self._device = device
-        self._most_likely = own_choice or most_likely
+        self._choices = choices or TorchChoices(device)
         self._last_token = torch.zeros(max_rows, dtype=torch.int32, device=device)
+        self._on_host = device.type == "cpu"
         self._params: list[SamplingParams | None] = [None] * max_rows
         self._histories: dict[int, TokenHistory] = {}
         self._banned_until: dict[int, tuple[int, torch.Tensor]] = {}
         self._bias: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._seeds = np.zeros(max_rows, dtype=np.uint64)
-        self._values = np.ones((max_rows, 4), dtype=np.float32)
+        self._temperature = np.ones(max_rows, dtype=np.float32)
+        self._top_p = np.ones(max_rows, dtype=np.float32)
+        self._typical_p = np.ones(max_rows, dtype=np.float32)
         self._top_k = np.full(max_rows, vocab_size, dtype=np.int64)
         self._top_n = np.zeros(max_rows, dtype=np.int32)
         self._draws = np.zeros(max_rows, dtype=bool)
-        self._narrow = np.zeros(max_rows, dtype=bool)
         self._altered = np.zeros(max_rows, dtype=bool)
         self._logprobs = np.zeros(max_rows, dtype=bool)
+        # Whether a row wants more than its most likely token: most steps have none.
+        self._special = np.zeros(max_rows, dtype=bool)
 
     def set_row(
         self,
@@ -70,14 +70,13 @@ class Sampler:
         self.clear_row(row)
         self._params[row] = sampling
         self._seeds[row] = sampling.seed or 0
-        self._values[row, _TEMPERATURE] = sampling.temperature
-        self._values[row, _TOP_P] = 1.0 if sampling.top_p is None else sampling.top_p
-        self._values[row, _TYPICAL_P] = 1.0 if sampling.typical_p is None else sampling.typical_p
+        self._temperature[row] = sampling.temperature
+        self._top_p[row] = 1.0 if sampling.top_p is None else sampling.top_p
+        self._typical_p[row] = 1.0 if sampling.typical_p is None else sampling.typical_p
         self._top_k[row] = min(sampling.top_k or self._vocab_size, self._vocab_size)
         self._top_n[row] = min(sampling.top_n_tokens, self._vocab_size)
         self._logprobs[row] = sampling.logprobs
         self._draws[row] = sampling.do_sample
-        self._narrow[row] = self._top_k[row] < self._vocab_size or self._values[row, _TOP_P] < 1.0
         if (
             sampling.repetition_penalty != 1.0
             or sampling.frequency_penalty != 0.0
@@ -96,6 +95,9 @@ class Sampler:
         self._altered[row] = (
             row in self._histories or row in self._banned_until or row in self._bias
         )
+        self._special[row] = (
+            self._draws[row] or self._altered[row] or self._logprobs[row] or self._top_n[row] > 0
+        )
 
     def clear_row(self, row: int) -> None:
         """Forget a sequence."""
@@ -103,7 +105,7 @@ class Sampler:
         self._histories.pop(row, None)
         self._banned_until.pop(row, None)
         self._bias.pop(row, None)
-        self._altered[row] = self._draws[row] = False
+        self._altered[row] = self._draws[row] = self._special[row] = False
 
     def wanted(self, row: int) -> tuple[bool, int]:
         """Whether the row's sequence asked for log-probabilities, and for how many top tokens."""
@@ -122,7 +124,7 @@ class Sampler:
             logits: [rows, vocab] float32, of which ``first_row`` and those after it count.
         """
         part, chosen = logits[first_row : first_row + count], token_ids[first : first + count]
-        return part.gather(-1, chosen[:, None].long())[:, 0] - part.logsumexp(-1)
+        return self._choices.logprobs(part, chosen.long(), 0)[0]
 
     def sample(
         self,
@@ -139,47 +141,52 @@ class Sampler:
             positions: [R] position in its sequence of the token to choose.
             rows_on_device: [R] int32, the same rows.
         """
-        token_ids, valid = self._most_likely(logits)
-        special = self._draws[rows] | self._altered[rows]
-        if special.any():
-            where = np.flatnonzero(special)
-            chosen = self._choose(logits[self._ids(where.tolist())], rows[where], positions[where])
-            token_ids[self._ids(where.tolist())] = chosen
-        self._last_token[rows_on_device] = token_ids.int()
+        token_ids, valid = self._choices.most_likely(logits)
+        if not self._special[rows].any():
+            self._remember(rows, rows_on_device, token_ids)
+            return SampledTokens(token_ids, valid, None, None, None)
+        draws, altered = self._draws[rows], self._altered[rows]
+        drawn = np.flatnonzero(draws & ~altered)
+        if len(drawn):
+            parameters = self._parameters(rows[drawn], positions[drawn])
+            self._put(token_ids, drawn, self._choices.draw(logits, drawn, parameters))
+        changed = np.flatnonzero(altered)
+        if len(changed):
+            part = logits[self._ids(changed.tolist())]
+            chosen = self._choose_altered(part, rows[changed], positions[changed])
+            self._put(token_ids, changed, chosen)
+        self._remember(rows, rows_on_device, token_ids)
         logprobs = top_ids = top_logprobs = None
         top_n = int(self._top_n[rows].max())
         if top_n or self._logprobs[rows].any():
-            total = logits.logsumexp(-1, keepdim=True)
-            logprobs = (logits.gather(-1, token_ids[:, None]) - total)[:, 0]
-            if top_n:
-                top_logits, top_ids = logits.topk(top_n, dim=-1)
-                top_logprobs = top_logits - total
-        return SampledTokens(token_ids, valid, logprobs, top_ids, top_logprobs)
+            logprobs, top_ids, top_logprobs = self._choices.logprobs(logits, token_ids, top_n)
+        return SampledTokens(
+            token_ids,
+            valid,
+            logprobs,
+            top_ids if top_n else None,
+            top_logprobs if top_n else None,
+        )
 
-    def _choose(
+    def _choose_altered(
         self, logits: torch.Tensor, rows: _Int32Array, positions: _Int32Array
     ) -> torch.Tensor:
-        """Token ids [R] of rows with more than an argmax to do; ``logits`` is overwritten."""
-        for index in np.flatnonzero(self._altered[rows]).tolist():
-            self._alter(logits[index], int(rows[index]), int(positions[index]))
+        """Token ids [R] of rows with bias, forbidden ends or penalties; overwrites ``logits``."""
+        for index, (row, position) in enumerate(
+            zip(rows.tolist(), positions.tolist(), strict=True)
+        ):
+            self._alter(logits[index], row, position)
         token_ids = logits.argmax(-1)
-        draws, narrow = self._draws[rows], self._narrow[rows]
-        for where in (np.flatnonzero(draws & ~narrow), np.flatnonzero(draws & narrow)):
-            if not len(where):
-                continue
-            index = self._ids(where.tolist())
-            part = logits if len(where) == len(rows) else logits[index]
-            parameters = self._parameters(rows[where], positions[where])
-            if narrow[where[0]]:
-                top_k = self._top_k[rows[where]]
-                largest = int(top_k[top_k < self._vocab_size].max(initial=0))
-                token_ids[index] = draw_from_likeliest(part, parameters, largest)
-            else:
-                token_ids[index] = draw_from_all(part, parameters)
-        for index_of_row in np.flatnonzero(self._altered[rows]).tolist():
-            history = self._histories.get(int(rows[index_of_row]))
+        drawn = np.flatnonzero(self._draws[rows])
+        if len(drawn):
+            parameters = self._parameters(rows[drawn], positions[drawn])
+            self._put(token_ids, drawn, self._choices.draw(logits, drawn, parameters))
+        for index, (row, position) in enumerate(
+            zip(rows.tolist(), positions.tolist(), strict=True)
+        ):
+            history = self._histories.get(row)
             if history is not None:
-                history.record(int(positions[index_of_row]), token_ids[index_of_row])
+                history.record(position, token_ids[index])
         return token_ids
 
     def _alter(self, logits: torch.Tensor, row: int, position: int) -> None:
@@ -195,18 +202,25 @@ class Sampler:
         if history is not None and sampling is not None:
             penalise(logits, sampling, history, position)
 
-    def _parameters(self, rows: _Int32Array, positions: _Int32Array) -> FilterParameters:
-        values = self._values[rows]
-        values[:, _UNIFORM] = uniforms(self._seeds[rows], positions)
-        on_device = torch.from_numpy(values).to(self._device, non_blocking=True)
-        return FilterParameters(
-            temperature=on_device[:, _TEMPERATURE],
-            top_k=torch.from_numpy(self._top_k[rows]).to(self._device, non_blocking=True),
-            top_p=on_device[:, _TOP_P],
-            typical_p=on_device[:, _TYPICAL_P],
-            uniform=on_device[:, _UNIFORM],
-            any_typical=bool((values[:, _TYPICAL_P] < 1).any()),
+    def _parameters(self, rows: _Int32Array, positions: _Int32Array) -> DrawParameters:
+        return DrawParameters(
+            temperature=self._temperature[rows],
+            top_k=self._top_k[rows],
+            top_p=self._top_p[rows],
+            typical_p=self._typical_p[rows],
+            uniform=uniforms(self._seeds[rows], positions),
         )
+
+    def _remember(
+        self, rows: _Int32Array, rows_on_device: torch.Tensor, token_ids: torch.Tensor
+    ) -> None:
+        if self._on_host:
+            self._last_token.numpy()[rows] = token_ids.numpy()
+        else:
+            self._last_token[rows_on_device] = token_ids.int()
+
+    def _put(self, token_ids: torch.Tensor, where: _Int64Array, chosen: torch.Tensor) -> None:
+        token_ids[self._ids(where.tolist())] = chosen
 
     def _ids(self, ids: list[int]) -> torch.Tensor:
         return torch.tensor(ids, dtype=torch.int64).to(self._device, non_blocking=True)
