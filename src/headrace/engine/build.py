@@ -21,7 +21,7 @@ from headrace.engine.limits import (
 )
 from headrace.engine.memory_errors import check_weights_fit, explain_out_of_memory
 from headrace.engine.settings import EngineSettings
-from headrace.hardware.memory import PeakAllocation, available_bytes, give_back_free_memory
+from headrace.hardware.memory import PeakAllocation, available_bytes
 from headrace.hardware.switches import is_on
 from headrace.link.messages import EngineReady
 from headrace.modeling.adapters.adapter_set import AdapterSet
@@ -88,7 +88,6 @@ def build_engine_from(
             # Memory is taken and graphs are captured for this runner's own buffers.
             runner.warm_up()
             _capture_graphs(runner, choice.device)
-    give_back_free_memory()
     warm = time.perf_counter()
     _log.info("warm", seconds=round(warm - sized, 2))
     scheduler = Scheduler(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 
 import psutil
@@ -46,17 +45,6 @@ class PeakAllocation:
         torch.cuda.synchronize(self._device)
         peak = torch.cuda.max_memory_allocated(self._device)
         return max(0, peak - torch.cuda.memory_allocated(self._device))
-
-
-def give_back_free_memory() -> None:
-    """Hand what this process has freed back to the system.
-
-    glibc keeps freed memory that lies between used pieces, as reading a model leaves much of it;
-    other C libraries have no such call.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(ctypes.c_size_t(0))
 
 
 def _control_group_bytes_left(root: Path = _CGROUP) -> int | None:
