@@ -90,7 +90,8 @@ async def hold(client: httpx.AsyncClient, prompt: str, new_tokens: int) -> int:
 async def measure(options: argparse.Namespace) -> list[dict[str, int]]:
     """Samples from the first request to the last answer."""
     port = free_port()
-    command = [sys.executable, "-m", "headrace.cli", "serve", "--port", str(port), *shlex.split(options.serve)]
+    command = [sys.executable, "-m", "headrace.cli", "serve", "--port", str(port)]
+    command += shlex.split(options.serve)
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     samples: list[dict[str, int]] = []
     try:
