@@ -156,7 +156,7 @@ def check_training(name: str, case: str, on_gpu: bool, in_use: Callable[[], int]
         on_gpu=on_gpu,
     )
     plan = plan_memory(config, workload, Placement.SINGLE, 1)
-    with MemoryWatch(in_use) as watch:
+    with MemoryWatch(in_use) as loading:
         base = random_base(config, precision, device, 0, keep_transposed=False)
         lora = LoraConfig(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=["q_proj", "v_proj"])
         model = get_peft_model(base, lora)
@@ -170,7 +170,9 @@ def check_training(name: str, case: str, on_gpu: bool, in_use: Callable[[], int]
         gc.collect()
         if on_gpu:
             torch.cuda.empty_cache()
+    with MemoryWatch(in_use) as watch:
         measured = loop.time(2, 3).peak_gib * GIB
+    print(f"  in use at most {loading.peak_bytes / GIB:.3f} GiB while loading")
     for part in plan.parts:
         print(f"  {part.name:<24}{part.bytes / GIB:8.3f}  {part.how}")
     found = compared(f"training {case}, in use", plan.total_bytes, watch.peak_bytes)

@@ -26,16 +26,21 @@ from headrace.engine.limits import (
     decide_cache,
 )
 from headrace.engine.settings import EngineSettings
+from headrace.kernels.sampling.row_parameters import COLUMNS, MOST_ADJUSTMENTS
 from headrace.link.errors import ConfigurationError
+from headrace.link.sampling import MOST_TOP_TOKENS
 
-SAMPLING_COPIES = 16
+CPU_SAMPLING_COPIES = 7
 """Arrays as large as the logits of all rows that sampling with every filter on holds at its peak on
-a GPU: sorted values and ids, their order, probabilities and cumulative sums."""
+a CPU: sorted values and ids, probabilities and cumulative sums."""
 
-GPU_CONTEXT_BYTES = 768 * 2**20
+_NEAR_CANDIDATES, _GREEDY_SLICES = 4096, 64
+"""Of ``DeviceSampler`` and ``MostLikely``, which this module cannot import: they need Triton."""
+
+GPU_CONTEXT_BYTES = 800 * 2**20
 """The driver's context, its own reserve and loaded kernels on a GPU."""
 
-ENGINE_PROCESS_BYTES = 230 * 2**20
+ENGINE_PROCESS_BYTES = 250 * 2**20
 """Resident memory of an engine process that has imported everything and loaded nothing (CPU)."""
 
 KV_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "fp8", "int8": "int8"}
@@ -178,14 +183,9 @@ def _parts(
             "block tables",
         ),
     ]
+    parts.append(_sampling(config, batch, rows, on_gpu))
     if on_gpu:
-        one = rows * config.vocab_size * 4
         parts += [
-            ForecastPart(
-                "sampling",
-                SAMPLING_COPIES * one,
-                f"{SAMPLING_COPIES} × {rows:,} rows × {config.vocab_size:,} × 4 bytes",
-            ),
             ForecastPart("reserve", GPU_RESERVE_BYTES, "captured graphs, holes in allocations"),
             ForecastPart("context", GPU_CONTEXT_BYTES, "driver and kernels"),
         ]
@@ -194,6 +194,25 @@ def _parts(
             ForecastPart("process", ENGINE_PROCESS_BYTES, "Python and libraries of the engine")
         )
     return tuple(parts)
+
+
+def _sampling(config: ModelConfig, batch: BatchLimits, rows: int, on_gpu: bool) -> ForecastPart:
+    vocabulary = config.vocab_size
+    if not on_gpu:
+        total = CPU_SAMPLING_COPIES * rows * vocabulary * 4
+        how = f"{CPU_SAMPLING_COPIES} × {rows:,} rows × {vocabulary:,} × 4 bytes, every filter on"
+        return ForecastPart("sampling", total, how)
+    total = sampler_bytes(batch.max_batch_size, vocabulary, batch.max_total_tokens)
+    how = f"{batch.max_batch_size:,} rows × ({vocabulary:,} × 2 bytes of counts, and candidates)"
+    return ForecastPart("sampling", total + 4 * batch.token_budget, how)
+
+
+def sampler_bytes(rows: int, vocabulary: int, max_length: int) -> int:
+    """Device memory of a GPU's sampler, beside a float32 a token of prompt log-probabilities."""
+    most_top = min(MOST_TOP_TOKENS, vocabulary)
+    a_row = 2 * vocabulary + 12 * MOST_ADJUSTMENTS + 12 * most_top + 8 * _NEAR_CANDIDATES
+    a_row += 4 * COLUMNS + 8 * _GREEDY_SLICES + 4 * 3 + 8 + 1 + 4
+    return rows * a_row + 2 * 4 * min(max_length, vocabulary)
 
 
 def _weights(

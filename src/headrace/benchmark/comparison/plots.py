@@ -1,4 +1,7 @@
-"""Bars of each series side by side, with the gain on top; as PNG and as SVG that takes a theme."""
+"""Bars of each series side by side, the gain on top; as PNG and as SVG that takes a theme.
+
+A bar is a median with its value above it and a thin line from the lowest to the highest sample.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from headrace.benchmark.comparison.join import Comparison, label, varying
+from headrace.benchmark.record import Row
+from headrace.benchmark.tables import number
 from headrace.link.errors import ConfigurationError
 
 TITLES = {
@@ -22,21 +27,26 @@ TITLES = {
 }
 """What is drawn, in this order."""
 
-LIGHT = {"ink": "#1f2328", "faint": "#d0d7de", "paper": "#ffffff"}
+_FORMAT_OF = {"weights": "weights", "kv": "KV cache"}
+
+LIGHT = {"ink": "#1f2328", "quiet": "#59636e", "faint": "#d0d7de", "paper": "#ffffff"}
 SERIES = ("#2f6fb0", "#d9822b", "#3d8f5f", "#8d5bb5", "#b8434e", "#6b7280")
-_ROOM_ABOVE = 1.18
+_ROOM_ABOVE = 1.22
+_MOST_VALUES = 24
+"""More bars than that are too narrow for their values."""
+
 _LOG_FROM = 60.0
 """Bars whose heights differ by more get a logarithmic axis."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One metric: for each category a value a series, ``None`` where it was not measured."""
+    """One metric: for each series a row a category, ``None`` where it was not measured."""
 
     title: str
     axis: str
     categories: list[str]
-    values: list[list[float | None]]
+    rows: list[list[Row | None]]
     gains: list[list[str]]
 
 
@@ -54,10 +64,7 @@ def panels(comparison: Comparison) -> list[Panel]:
                 title,
                 " × ".join({"batch": "batch", "context": "prompt tokens"}[n] for n in sizes),
                 [label(line.facts, names) for line in lines],
-                [
-                    [None if (row := line.rows[series]) is None else row.value for line in lines]
-                    for series in range(len(comparison.labels))
-                ],
+                [[line.rows[series] for line in lines] for series in range(len(comparison.labels))],
                 [
                     [str(line.differences[series] or "") for line in lines]
                     for series in range(len(comparison.labels))
@@ -87,13 +94,26 @@ def draw_png(comparison: Comparison, digest: str) -> bytes:
     drawn = panels(comparison)
     if not drawn:
         raise ConfigurationError(f"nothing to draw: the records share none of {', '.join(TITLES)}")
-    figure = _figure(9.0, 3.7 * len(drawn))
+    figure = _figure(9.6, 3.5 * len(drawn) + 0.4)
+    figure.suptitle(subject(comparison), x=0.012, ha="left", fontsize=10, color=LIGHT["quiet"])
     every = figure.subplots(len(drawn), 1, squeeze=False)
     for panel, row in zip(drawn, every, strict=True):
         _draw(panel, row[0], comparison.labels)
     out = BytesIO()
-    figure.savefig(out, format="png", dpi=110, metadata={"Records": digest, "Software": None})
+    figure.savefig(out, format="png", dpi=150, metadata={"Records": digest, "Software": None})
     return out.getvalue()
+
+
+def subject(comparison: Comparison) -> str:
+    """What all records measured: the model, and the formats of weights and cache if they agree."""
+    models = {record.model for record in comparison.records}
+    told = [str(model) for model in models if len(models) == 1 and model is not None]
+    for name in ("weights", "kv"):
+        formats = {str(line.facts[name]) for line in comparison.lines if name in line.facts}
+        told += [f"{_FORMAT_OF[name]} {format}" for format in formats if len(formats) == 1]
+    return (
+        ", ".join(told) + ("; " if told else "") + "bars: medians, lines: lowest to highest sample"
+    )
 
 
 def draw_svg(panel: Panel, labels: Sequence[str], number: int) -> str:
@@ -136,19 +156,19 @@ def _figure(width: float, height: float) -> Any:
 def _draw(panel: Panel, axes: Any, labels: Sequence[str]) -> None:
     count = len(labels)
     width = 0.8 / count
-    heights = [value for values in panel.values for value in values if value]
+    measured = [row for rows in panel.rows for row in rows if row is not None]
+    heights = [row.value for row in measured if row.value]
     logarithmic = max(heights) / min(heights) > _LOG_FROM
+    told = count * len(panel.categories) <= _MOST_VALUES
     for series, name in enumerate(labels):
-        colour = SERIES[series % len(SERIES)]
         shift = (series - (count - 1) / 2) * width
         places = [index + shift for index in range(len(panel.categories))]
-        values = [value or 0.0 for value in panel.values[series]]
+        values = [0.0 if row is None else row.value for row in panel.rows[series]]
+        colour = SERIES[series % len(SERIES)]
         axes.bar(places, values, width * 0.94, color=colour, label=name)
-        for place, value, gain in zip(places, values, panel.gains[series], strict=True):
-            axes.annotate(
-                gain, (place, value), xytext=(0, 2), textcoords="offset points",
-                ha="center", va="bottom", fontsize=8, color=LIGHT["ink"],
-            )  # fmt: skip
+        for place, row, gain in zip(places, panel.rows[series], panel.gains[series], strict=True):
+            if row is not None:
+                _annotate(axes, place, row, gain, told=told)
     if logarithmic:
         axes.set_yscale("log")
         axes.set_ylim(min(heights) / 2, max(heights) * 2)
@@ -161,6 +181,8 @@ def _draw(panel: Panel, axes: Any, labels: Sequence[str]) -> None:
     axes.set_axisbelow(True)
     axes.yaxis.grid(True, color=LIGHT["faint"], linewidth=0.7)
     axes.set_facecolor("none")
+    highest = max(max(row.samples) for row in measured)
+    axes.set_ylim(top=max(axes.get_ylim()[1], highest * (2 if logarithmic else _ROOM_ABOVE)))
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color(LIGHT["faint"])
@@ -168,3 +190,17 @@ def _draw(panel: Panel, axes: Any, labels: Sequence[str]) -> None:
         loc="lower right", ncols=count, fontsize=9, frameon=False, labelcolor=LIGHT["ink"],
         bbox_to_anchor=(1.0, 0.98),
     )  # fmt: skip
+
+
+def _annotate(axes: Any, place: float, row: Row, gain: str, *, told: bool) -> None:
+    """The range of the samples, the value, and the gain in bold above it."""
+    lowest, highest = min(row.samples), max(row.samples)
+    axes.vlines(place, lowest, highest, color=LIGHT["ink"], linewidth=0.8)
+    lines = [(gain, "bold", LIGHT["ink"])] if gain else []
+    if told:
+        lines.insert(0, (number(row.value), "normal", LIGHT["quiet"]))
+    for index, (text, weight, colour) in enumerate(lines):
+        axes.annotate(
+            text, (place, highest), xytext=(0, 2 + 9.5 * index), textcoords="offset points",
+            ha="center", va="bottom", fontsize=7.5, fontweight=weight, color=colour,
+        )  # fmt: skip

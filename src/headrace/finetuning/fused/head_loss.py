@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from headrace.finetuning.fused.operations import RowOperations, operations_for
+from headrace.finetuning.fused.pieces import loss_piece_elements
 from headrace.kernels.cross_entropy.reference import IGNORED
 
 Tensor = torch.Tensor
-PIECE_ELEMENTS = 1 << 29
 
 
 class HeadLoss(torch.autograd.Function):
@@ -54,7 +54,8 @@ def _sum_in_pieces(
     hidden: Tensor, head: Tensor, labels: Tensor, operations: RowOperations, needs_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
     rows, vocab_size = hidden.shape[0], head.shape[0]
-    piece = max(1, min(rows, PIECE_ELEMENTS // vocab_size))
+    elements = loss_piece_elements(on_gpu=hidden.device.type == "cuda")
+    piece = max(1, min(rows, elements // vocab_size))
     grad = torch.empty_like(hidden) if needs_grad else None
     total = torch.zeros((), dtype=torch.float32, device=hidden.device)
     for first in range(0, rows, piece):

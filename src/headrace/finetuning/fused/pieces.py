@@ -30,3 +30,12 @@ class FusedPieces:
     rotary: bool = True
     swiglu: bool = True
     cross_entropy: bool = True
+
+
+def loss_piece_elements(*, on_gpu: bool) -> int:
+    """Logits that the fused head computes at once.
+
+    A GPU wants large products; a CPU is as fast with few rows, and its reference kernels hold
+    float32 copies of the piece.
+    """
+    return 1 << 29 if on_gpu else 1 << 22

@@ -31,6 +31,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.checkpoint.config import ModelConfig
+from headrace.finetuning.fused.pieces import loss_piece_elements
 from headrace.finetuning.placement import fused_layer
 from headrace.finetuning.placement.parameter_counts import adapted_projections
 from headrace.finetuning.placement.workload import TrainingWorkload
@@ -45,8 +46,8 @@ _READERS = (
 
 _FP32 = 4
 
-LOSS_PIECE_ELEMENTS = 1 << 29
-"""Logits that the fused head computes at once (``PIECE_ELEMENTS`` of ``fused/head_loss.py``)."""
+_LOSS_COPIES = 3
+"""float32 copies of a piece of logits that the fused head's reference holds on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +124,11 @@ def saved_bytes(config: ModelConfig, workload: TrainingWorkload) -> int:
 def loss_bytes(config: ModelConfig, workload: TrainingWorkload) -> int:
     """Bytes of all that head and loss hold at their peak, for all tokens together."""
     if workload.fused.cross_entropy:
-        rows = min(workload.tokens, max(1, LOSS_PIECE_ELEMENTS // config.vocab_size))
-        states = 2 * config.hidden_size * workload.tokens
-        return workload.element_bytes * (states + config.vocab_size * rows)
+        most = loss_piece_elements(on_gpu=workload.on_gpu) // config.vocab_size
+        piece = config.vocab_size * min(workload.tokens, max(1, most))
+        copies = 0 if workload.on_gpu else _FP32 * _LOSS_COPIES
+        states = workload.element_bytes * 2 * config.hidden_size * workload.tokens
+        return states + piece * (workload.element_bytes + copies)
     return 3 * _FP32 * config.vocab_size * workload.tokens
 
 

@@ -34,4 +34,7 @@ def backward_bytes(config: ModelConfig, workload: TrainingWorkload) -> int:
     elements = 3 * config.intermediate_size + config.hidden_size
     if workload.gradient_checkpointing:
         elements += 2 * config.intermediate_size + config.hidden_size
-    return elements * workload.element_bytes
+    # The reference of a CPU computes in float32: gate and up, sigmoid, gate alone, a product of
+    # twice the width, and the gradient of gate and up.
+    wide = 0 if workload.on_gpu else 4 * 8 * config.intermediate_size
+    return elements * workload.element_bytes + wide

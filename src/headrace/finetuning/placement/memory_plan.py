@@ -31,15 +31,20 @@ from headrace.link.errors import ConfigurationError
 
 __all__ = ["MemoryPart", "MemoryPlan", "Placement", "plan_memory"]
 
-CONTEXT_BYTES = 640 * 2**20
-"""The driver's context, loaded kernels and the libraries' workspaces, outside torch's allocator or
-taken by it before the first step."""
+GPU_CONTEXT_BYTES = 800 * 2**20
+"""The driver's context and loaded kernels, outside torch's allocator."""
+
+CPU_PROCESS_BYTES = 640 * 2**20
+"""Resident memory of a training process that has imported everything and loaded nothing."""
 
 COMMUNICATION_BYTES = 512 * 2**20
 """Buffers of NCCL or RCCL for the communicators of one node."""
 
-FRAGMENTATION = 0.03
-"""Share of what comes and goes in a step that the allocator holds beyond it."""
+GPU_HOLES_BYTES, GPU_HOLES_SHARE = 480 * 2**20, 0.055
+"""What torch's allocator holds beyond what is allocated: at least, and of what comes and goes."""
+
+CPU_HOLES_SHARE = 0.4
+"""Share of what comes and goes in a step that the C library keeps beyond it."""
 
 ZERO3_LIVE_PARAMETERS = 10**9
 """DeepSpeed's ``stage3_max_live_parameters``: most parameters gathered at once."""
@@ -124,17 +129,7 @@ def plan_memory(
     workspace = _workspace(config, workload)
     if workspace is not None:
         parts.append(workspace)
-    coming_and_going = sum(part.bytes for part in step)
-    parts.append(
-        MemoryPart(
-            "fragmentation",
-            ceil(FRAGMENTATION * coming_and_going),
-            f"{FRAGMENTATION:.0%} of activations, loss and gradients",
-            allocated=False,
-        )
-    )
-    what = "driver, kernels, libraries" if workload.on_gpu else "Python and libraries"
-    parts.append(MemoryPart("context", CONTEXT_BYTES, what, allocated=False))
+    parts += _outside(sum(part.bytes for part in step), workload.on_gpu)
     if devices > 1:
         parts.append(
             MemoryPart(
@@ -142,6 +137,21 @@ def plan_memory(
             )
         )
     return MemoryPlan(placement, devices, workload, counts, tuple(parts), peak)
+
+
+def _outside(coming_and_going: int, on_gpu: bool) -> list[MemoryPart]:
+    """What the system sees beside what tensors hold."""
+    if on_gpu:
+        least, share, what = GPU_HOLES_BYTES, GPU_HOLES_SHARE, "driver and kernels"
+        how = f"{least >> 20} MiB and {share:.1%} of what comes and goes"
+    else:
+        least, share, what = 0, CPU_HOLES_SHARE, "Python and libraries"
+        how = f"{share:.0%} of what comes and goes, which the C library keeps"
+    context = GPU_CONTEXT_BYTES if on_gpu else CPU_PROCESS_BYTES
+    return [
+        MemoryPart("fragmentation", least + ceil(share * coming_and_going), how, allocated=False),
+        MemoryPart("context" if on_gpu else "process", context, what, allocated=False),
+    ]
 
 
 def _weights(config: ModelConfig, workload: TrainingWorkload, shares: int) -> MemoryPart:
