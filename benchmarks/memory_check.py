@@ -28,6 +28,7 @@ import torch
 
 from headrace import LLM, SamplingParams
 from headrace.benchmark.measured_device import MeasuredDevice
+from headrace.benchmark.memory_checks import allocated_bytes
 from headrace.benchmark.memory_watch import MemoryWatch, gpu_bytes, process_bytes
 from headrace.benchmark.offline.stand_in import stand_in_directory
 from headrace.benchmark.provenance import versions_of
@@ -35,7 +36,7 @@ from headrace.benchmark.record import Row, median_row, own_record
 from headrace.checkpoint.resolve import resolve
 from headrace.checkpoint.shapes import shape
 from headrace.checkpoint.sizes import stored_bytes
-from headrace.engine.memory_forecast import ServingForecast, forecast_serving
+from headrace.engine.memory_forecast import forecast_serving
 from headrace.engine.settings import EngineSettings
 from headrace.hardware.device import resolve_device
 
@@ -55,8 +56,6 @@ EVERYTHING = SamplingParams(
     logprobs=True, top_n_tokens=5, seed=0,
 )  # fmt: skip
 PROMPT_LOGPROBS = SamplingParams(max_new_tokens=4, ignore_eos=True, decoder_input_details=True)
-_OUTSIDE = ("reserve", "context", "process")
-"""Parts of the serving forecast that torch's allocator does not count."""
 
 
 def check_serving(name: str, kv_tokens: int, on_gpu: bool, in_use: Callable[[], int]) -> list[Row]:
@@ -94,19 +93,17 @@ def check_serving(name: str, kv_tokens: int, on_gpu: bool, in_use: Callable[[], 
     for part in forecast.parts:
         print(f"  {part.name:<24}{part.bytes / GIB:8.3f}  {part.how}")
     print(f"  {'KV cache':<24}{forecast.cache_bytes / GIB:8.3f}  {kv_tokens:,} tokens")
-    rows = compared("serving, in use", forecast.total_bytes, watch.peak_bytes)
+    rows = compared(
+        f"serving {kv_tokens} tokens of KV cache, in use", forecast.total_bytes, watch.peak_bytes
+    )
     if on_gpu:
         rows += compared(
-            "serving, allocated", allocated(forecast), torch.cuda.max_memory_allocated(device)
+            f"serving {kv_tokens} tokens of KV cache, allocated",
+            allocated_bytes(forecast),
+            torch.cuda.max_memory_allocated(device),
         )
         print(f"  reserved by torch {torch.cuda.max_memory_reserved(device) / GIB:.3f} GiB")
     return rows
-
-
-def allocated(forecast: ServingForecast) -> int:
-    """Bytes of the parts that go through torch's allocator, the cache among them."""
-    parts = (part.bytes for part in forecast.parts if part.name not in _OUTSIDE)
-    return forecast.cache_bytes + sum(parts)
 
 
 def serve(llm: LLM, kv_tokens: int) -> None:

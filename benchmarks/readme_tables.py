@@ -1,4 +1,4 @@
-"""README.md's tables and picture, made from the records: no figure there is typed by hand.
+"""Tables and pictures of README.md and docs, made from the records: no figure is typed by hand.
 
 python benchmarks/readme_tables.py            # make both anew
 python benchmarks/readme_tables.py --check    # exit 1 where they and the records disagree
@@ -12,11 +12,13 @@ from pathlib import Path
 
 from headrace.benchmark.comparison.join import compare
 from headrace.benchmark.comparison.plots import draw_png, records_digest
+from headrace.benchmark.memory_checks import memory_checks
 from headrace.benchmark.record import Row, load_record
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "benchmarks" / "records"
 MISSING = "–"
+GIB = 2**30
 
 
 def load(name: str) -> list[Row]:
@@ -69,29 +71,24 @@ def cpu_table() -> str:
     return "\n".join(lines)
 
 
-VLLM_H100 = {
-    ("decode_step_ms", 1, 128): 6.49,
-    ("decode_step_ms", 8, 128): 6.69,
-    ("decode_step_ms", 32, 128): 7.01,
-    ("decode_step_ms", 64, 128): 7.67,
-    ("decode_step_ms", 128, 128): 8.77,
-    ("decode_step_ms", 256, 128): 12.2,
-    ("decode_step_ms", 32, 2048): 9.99,
-    ("prefill_ms", 1, 512): 16.2,
-    ("prefill_ms", 1, 2048): 52.1,
-    ("prefill_ms", 8, 1024): 194.6,
-}
-"""vLLM 0.26.0 on another H100 of the same kind, measured earlier: not from this run."""
-
-
 def h100_table() -> str:
     """The 8B shape on one H100."""
-    rows = load("h100-latency")
-    lines = ["| measure | headrace, ms | vLLM 0.26.0, ms |", "|---|---|---|"]
-    for (metric, batch, context), peer in VLLM_H100.items():
-        what = "decode step" if metric == "decode_step_ms" else "prefill"
-        ours = value(rows, metric, batch=batch, context=context)
-        lines.append(f"| {what}, {batch} × {context} tokens | {shown(ours, 2)} | {peer:g} |")
+    ours, peer = load("h100-latency"), load("h100-vllm")
+    lines = ["| measure | headrace | vLLM 0.26.0 |", "|---|---|---|"]
+    for row in peer:
+        if row.metric not in ("decode_step_ms", "prefill_ms"):
+            continue
+        what = "decode step" if row.metric == "decode_step_ms" else "prefill"
+        found = value(ours, row.metric, batch=row.batch, context=row.context)
+        size = f"{row.batch} × {row.context} tokens"
+        lines.append(f"| {what}, {size}, ms | {shown(found, 2)} | {row.value:g} |")
+    for row in peer:
+        if row.metric == "output_tokens_per_s":
+            found = value(load("h100-offline"), row.metric, conditions=row.conditions)
+            lines.append(
+                f"| {row.conditions['requests']} requests offline, new tokens/s | {shown(found)} "
+                f"| {shown(row.value)} |"
+            )
     return "\n".join(lines)
 
 
@@ -119,6 +116,18 @@ def finetune_table() -> str:
         how = ", checkpointed" if (row.conditions or {}).get("checkpointing") else ""
         base = ", FP8 base" if row.weights == "fp8" else ""
         lines.append(f"| {row.batch} × {row.context}{how}{base} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def memory_table() -> str:
+    """What ``fit`` forecasts against the peaks that were measured."""
+    lines = ["| | predicted, GiB | measured, GiB | error |", "|---|---|---|---|"]
+    for check in memory_checks(RECORDS):
+        off = 100 * (check.predicted / check.measured - 1)
+        lines.append(
+            f"| {check.device}: {check.of} | {check.predicted / GIB:.2f} "
+            f"| {check.measured / GIB:.2f} | {off:+.1f} % |".replace("-", "−")
+        )
     return "\n".join(lines)
 
 
@@ -153,20 +162,23 @@ def picture_is_current() -> bool:
     return PICTURE.exists() and records_digest(PICTURED).encode() in PICTURE.read_bytes()
 
 
-BLOCKS: dict[str, Callable[[], str]] = {
-    "table: cpu": cpu_table,
-    "table: h100": h100_table,
-    "table: finetune": finetune_table,
-    "picture: h100-h200": picture_block,
+BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "table: cpu": cpu_table,
+        "table: h100": h100_table,
+        "table: finetune": finetune_table,
+        "picture: h100-h200": picture_block,
+    },
+    "docs/fit.md": {"table: memory": memory_table},
 }
 
 
-def with_blocks(text: str) -> str:
-    """``text`` with every table made anew, and the picture's place."""
-    for name, block in BLOCKS.items():
+def with_blocks(file: str, text: str) -> str:
+    """``text`` of ``file`` with every table made anew, and the picture's place."""
+    for name, block in BLOCKS[file].items():
         begin = f"<!-- {name} -->\n"
         if text.count(begin) != 1:
-            raise SystemExit(f"README.md has {text.count(begin)} places for `{name}`")
+            raise SystemExit(f"{file} has {text.count(begin)} places for `{name}`")
         before, _, rest = text.partition(begin)
         after = rest[rest.index("<!-- end -->") :]
         text = before + begin + f"{block()}\n".lstrip() + after
@@ -175,12 +187,12 @@ def with_blocks(text: str) -> str:
 
 def main() -> int:
     """Make or check."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    made = with_blocks(text)
+    texts = {ROOT / name: (ROOT / name).read_text() for name in BLOCKS}
+    made = {path: with_blocks(str(path.relative_to(ROOT)), text) for path, text in texts.items()}
     if "--check" in sys.argv:
-        return int(made != text or not picture_is_current())
-    readme.write_text(made)
+        return int(made != texts or not picture_is_current())
+    for path, text in made.items():
+        path.write_text(text)
     if picture_block() and not picture_is_current():
         PICTURE.write_bytes(draw_picture())
     return 0

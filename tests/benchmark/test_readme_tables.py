@@ -1,4 +1,4 @@
-"""Every figure of the README's tables stands in a record."""
+"""Every figure of the tables of README and docs stands in a record."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_readme_and_records_agree() -> None:
+def test_tables_and_records_agree() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "benchmarks" / "readme_tables.py", "--check"], check=False
     )
