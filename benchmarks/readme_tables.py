@@ -123,10 +123,10 @@ def memory_table() -> str:
     """What ``fit`` forecasts against the peaks that were measured."""
     lines = ["| | predicted, GiB | measured, GiB | error |", "|---|---|---|---|"]
     for check in memory_checks(RECORDS):
-        off = 100 * (check.predicted / check.measured - 1)
+        off = f"{100 * (check.predicted / check.measured - 1):+.1f}".replace("-", "−")
         lines.append(
             f"| {check.device}: {check.of} | {check.predicted / GIB:.2f} "
-            f"| {check.measured / GIB:.2f} | {off:+.1f} % |".replace("-", "−")
+            f"| {check.measured / GIB:.2f} | {off} % |"
         )
     return "\n".join(lines)
 

@@ -40,6 +40,14 @@ def test_8b_fits_one_h100_and_the_parts_add_up(capsys):
     assert serving["device_bytes"] - used < 16 * 131_072
 
 
+def test_what_is_missing_before_any_cache_is_said_in_one_line(capsys):
+    status, out, _ = fit(capsys, "llama3-405b", "--device", "h100", "--for", "serve")
+    assert status == 1
+    verdict = out.strip().splitlines()[-1]
+    assert verdict.startswith("does not fit: 7")
+    assert "are needed before any KV cache, a device has 79.65 GiB" in verdict
+
+
 def test_70b_does_not_fit_one_h100_in_bf16_but_in_4_bit(capsys):
     status, data = fit_json(capsys, "llama3-70b", "--device", "h100")
     assert (status, data["serving"]["fits"], data["training"]["fits"]) == (1, False, False)

@@ -32,6 +32,11 @@ def serving_table(forecast: ServingForecast) -> Table:
 def serving_verdict(forecast: ServingForecast) -> str:
     """One line: whether it fits, and how many tokens of cache remain."""
     cache = forecast.cache
+    if forecast.left_bytes < 0:
+        return (
+            f"does not fit: {forecast.fixed_bytes / GIB:.2f} GiB are needed before any KV cache, "
+            f"a device has {forecast.device_bytes / GIB:.2f} GiB"
+        )
     if cache is None:
         return f"does not fit: {forecast.refusal}"
     return (
