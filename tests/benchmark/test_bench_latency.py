@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from headrace.benchmark.latency.cases import Case, grid, named_cases
+from headrace.benchmark.latency.engine import EngineOptions
 from headrace.benchmark.latency.generation import Times, prefill_steps
 from headrace.benchmark.latency.sweep import Repeats, measure_cases
 from headrace.benchmark.measured_device import MeasuredDevice
@@ -72,6 +73,14 @@ def test_prefill_steps_cover_each_prompt_in_order_within_the_budget(batch, conte
             prompts[row].tolist()
         )
         assert [entry.samples for entry in entries] == [False] * (len(entries) - 1) + [True]
+
+
+def test_weights_stay_packed_where_the_engine_would_leave_them_so() -> None:
+    assert EngineOptions().packs
+    assert not EngineOptions(dtype="bfloat16").packs
+    assert EngineOptions(dtype="bfloat16", packed_weights=True).packs
+    assert not EngineOptions(packed_weights=False).packs
+    assert not EngineOptions(random_weights=True, packed_weights=True).packs
 
 
 class StubGenerator:

@@ -70,6 +70,8 @@ def test_conversations_are_encoded_by_the_model(tmp_path: Path) -> None:
     assert bench(*arguments, "--out", str(tmp_path / "r.json")) == 0
     conditions = load_record(tmp_path / "r.json").rows[0].conditions
     assert conditions["workload"] == "talks.json"
+    row = load_record(tmp_path / "r.json").rows[0]
+    assert (row.weights, row.kv) == ("q4_1", "bf16")
     assert conditions["tokens_out"] == 2 * 5
     assert 2 * 8 <= conditions["tokens_in"] <= 2 * 16
 

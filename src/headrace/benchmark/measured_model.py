@@ -38,7 +38,7 @@ def weights_format(checkpoint: Checkpoint | None, dtype: str, *, packed: bool) -
     """What records call the weights: ``dtype``, or the commonest packed format.
 
     Args:
-        checkpoint: ``None``: weights are random.
+        checkpoint: ``None``: a shape without files.
         packed: Quantized weights are computed with as they are packed.
     """
     if checkpoint is None or not packed:

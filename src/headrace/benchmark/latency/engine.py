@@ -35,7 +35,8 @@ class EngineOptions:
     Attributes:
         model: Directory, GGUF file, hub id or built-in shape; ``None``: the built-in model.
         random_weights: Draw the weights from ``seed``; a built-in shape has no others.
-        packed_weights: Compute with quantized weights as they are packed, where possible.
+        packed_weights: Compute with quantized weights as they are packed, where possible;
+            ``None``: as the engine does, unless a ``dtype`` is named.
         tuning: ``auto``, or ``library`` for the vendor library's products alone (GPU only).
         max_tokens: Tokens of the largest step; ``None``: the engine's default for the device.
     """
@@ -47,9 +48,16 @@ class EngineOptions:
     device: str = "auto"
     dtype: str = "auto"
     threads: int | None = None
-    packed_weights: bool = False
+    packed_weights: bool | None = None
     tuning: str = "auto"
     max_tokens: int | None = None
+
+    @property
+    def packs(self) -> bool:
+        """Whether weights stay packed where that is possible."""
+        if self.random_weights:
+            return False
+        return self.dtype == "auto" if self.packed_weights is None else self.packed_weights
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ def prepare_engine(options: EngineOptions, cases: Sequence[Case]) -> MeasuredEng
         head_dim=config.head_dim,
         block_size=BLOCK_SIZE,
         threads=options.threads,
-        packed_weights=options.packed_weights,
+        packed_weights=options.packs,
     )
     _set_tuning(choice, options.tuning)
     on_gpu = choice.device.type == "cuda"
@@ -121,7 +129,7 @@ def prepare_engine(options: EngineOptions, cases: Sequence[Case]) -> MeasuredEng
         measured=MeasuredDevice(choice.device),
         backend=choice.backend.name,
         weights=weights_format(
-            None if options.random_weights else checkpoint, dtype, packed=options.packed_weights
+            checkpoint, dtype, packed=options.packs and choice.backend.name == "native"
         ),
         kv=dtype,
         load_seconds=loaded - started,
@@ -135,7 +143,7 @@ def _check_weights_fit(
     choice: BackendChoice,
     options: EngineOptions,
 ) -> None:
-    if checkpoint is not None and options.packed_weights and not options.random_weights:
+    if checkpoint is not None and options.packs and choice.backend.name == "native":
         needed = stored_bytes(config, checkpoint.tensors)
     else:
         needed = weight_bytes(config, choice.dtype_name)

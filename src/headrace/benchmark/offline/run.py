@@ -31,6 +31,7 @@ from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.checkpoint.config import ModelConfig
 from headrace.checkpoint.resolve import resolve
 from headrace.link.errors import ConfigurationError
+from headrace.link.messages import EngineReady
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +84,7 @@ def run_offline(options: OfflineOptions, out: Path | None, console: Console) -> 
     measured = MeasuredDevice(torch.device(llm.ready.device))
     name = Path(options.model).name.lower() if options.model else "builtin"
     path = record_path(out, measured.name, f"offline-{name}")
-    formats = _formats(options, checkpoint, llm.ready.dtype)
+    formats = _formats(options, checkpoint, llm.ready)
     console.print(
         f"{measured.name}, backend {llm.ready.backend}, weights {formats['weights']}: ready in "
         f"{ready_seconds:.1f} s, {llm.ready.max_batch_total_tokens:,} tokens of KV cache"
@@ -166,11 +167,17 @@ def _open(options: OfflineOptions, config: ModelConfig) -> tuple[LLM, float]:
         return llm, time.perf_counter() - started
 
 
-def _formats(options: OfflineOptions, checkpoint: Checkpoint | None, dtype: str) -> dict[str, str]:
+def _formats(
+    options: OfflineOptions, checkpoint: Checkpoint | None, ready: EngineReady
+) -> dict[str, str]:
     """``Row``'s ``weights`` and ``kv``."""
-    short = SHORT_DTYPES[dtype]
+    short = SHORT_DTYPES[ready.dtype]
     packed = options.engine["packed_weights"]
     if packed is None:
         packed = options.engine["dtype"] == "auto"
-    files = None if options.random_weights else checkpoint
-    return {"weights": weights_format(files, short, packed=packed), "kv": short}
+    packed = packed and ready.backend == "native" and not options.random_weights
+    kv = options.engine["kv_cache_dtype"]
+    return {
+        "weights": weights_format(checkpoint, short, packed=packed),
+        "kv": short if kv == "auto" else kv,
+    }

@@ -37,7 +37,9 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 @click.option("--device", default="auto", help="auto, cpu or cuda. [auto]")
 @click.option("--dtype", default="auto", help="auto, bfloat16, float16 or float32. [auto]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [all cores]")
-@click.option("--packed-weights", is_flag=True, help="Compute with GGUF weights as packed.")
+@click.option(
+    "--packed-weights/--no-packed-weights", default=None, help="As serve. [packed where stored so]"
+)
 @click.option("--tuning", default="auto", help="auto, or library: the vendor's GEMMs. [auto]")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens of one step.")
 @click.option("--profile", default="", metavar="CASES", help="List a decode step's GPU kernels.")

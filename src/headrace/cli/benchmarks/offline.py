@@ -10,7 +10,7 @@ import click
 from headrace.cli.benchmarks.options import TokenRange, out_option, seed_option
 
 _ENGINE_SETTINGS = (
-    "backend", "device", "dtype", "threads", "packed_weights", "max_batch_size",
+    "backend", "device", "dtype", "threads", "packed_weights", "kv_cache_dtype", "max_batch_size",
     "max_batch_prefill_tokens", "max_batch_total_tokens",
 )  # fmt: skip
 
@@ -36,6 +36,7 @@ _ENGINE_SETTINGS = (
 @click.option(
     "--packed-weights/--no-packed-weights", default=None, help="As serve. [packed where stored so]"
 )
+@click.option("--kv-cache-dtype", default="auto", help="auto or int8, as serve. [auto]")
 @click.option("--max-batch-size", type=click.IntRange(min=1), help="As serve.")
 @click.option("--max-batch-prefill-tokens", type=click.IntRange(min=1), help="As serve.")
 @click.option("--max-batch-total-tokens", type=click.IntRange(min=1), help="As serve.")
