@@ -63,7 +63,7 @@ def _bytes(row: Row) -> int:
 
 def _training_case(record: Record, row: Row) -> str:
     """A row of ``bench finetune``, as ``memory_check.py`` names its own."""
-    words = [word for word in ("fp8", "4bit") if row.weights == word]
+    words: list[str] = [word for word in ("fp8", "4bit") if row.weights == word]
     words += ["checkpointed"] if row.conditions.get("checkpointing") else []
     words += ["stock"] if record.system == "peft" else []
     if row.weights == "fp8" and "--small-memory" not in record.command:

@@ -40,8 +40,9 @@ _NEAR_CANDIDATES, _GREEDY_SLICES = 4096, 64
 GPU_CONTEXT_BYTES = 800 * 2**20
 """The driver's context, its own reserve and loaded kernels on a GPU."""
 
-ENGINE_PROCESS_BYTES = 250 * 2**20
-"""Resident memory of an engine process that has imported everything and loaded nothing (CPU)."""
+ENGINE_PROCESS_BYTES = 280 * 2**20
+"""Resident memory of an engine's process beside what is counted here (CPU): Python, libraries, the
+tokenizer, threads, and what the C library keeps."""
 
 KV_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "fp8": "fp8", "int8": "int8"}
 """Names of cache types to dtypes."""
