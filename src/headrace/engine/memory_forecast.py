@@ -30,9 +30,9 @@ from headrace.kernels.sampling.row_parameters import COLUMNS, MOST_ADJUSTMENTS
 from headrace.link.errors import ConfigurationError
 from headrace.link.sampling import MOST_TOP_TOKENS
 
-CPU_SAMPLING_COPIES = 7
+CPU_SAMPLING_COPIES = 2
 """Arrays as large as the logits of all rows that sampling with every filter on holds at its peak on
-a CPU: sorted values and ids, probabilities and cumulative sums."""
+a CPU with native kernels: altered logits, and what is kept of them."""
 
 _NEAR_CANDIDATES, _GREEDY_SLICES = 4096, 64
 """Of ``DeviceSampler`` and ``MostLikely``, which this module cannot import: they need Triton."""
@@ -40,7 +40,7 @@ _NEAR_CANDIDATES, _GREEDY_SLICES = 4096, 64
 GPU_CONTEXT_BYTES = 800 * 2**20
 """The driver's context, its own reserve and loaded kernels on a GPU."""
 
-ENGINE_PROCESS_BYTES = 280 * 2**20
+ENGINE_PROCESS_BYTES = 270 * 2**20
 """Resident memory of an engine's process beside what is counted here (CPU): Python, libraries, the
 tokenizer, threads, and what the C library keeps."""
 
