@@ -9,7 +9,7 @@ from headrace.benchmark.comparison.plots import LIGHT, SERIES, draw_svg, panels
 from headrace.benchmark.comparison.terminal import rule
 from headrace.benchmark.tables import number
 
-_DARK = {"ink": "#e6edf3", "quiet": "#9198a1", "faint": "#3d444d", "paper": "#0d1117"}
+_DARK = {"ink": "#e6edf3", "quiet": "#adb5bf", "faint": "#3d444d", "paper": "#0d1117"}
 _DARK_SERIES = ("#58a6ff", "#f0a050", "#5fc48a", "#bc8cff", "#ff7b84", "#9da7b3")
 
 _STYLE = """

@@ -29,7 +29,7 @@ TITLES = {
 
 _FORMAT_OF = {"weights": "weights", "kv": "KV cache"}
 
-LIGHT = {"ink": "#1f2328", "quiet": "#59636e", "faint": "#d0d7de", "paper": "#ffffff"}
+LIGHT = {"ink": "#1f2328", "quiet": "#48515b", "faint": "#d0d7de", "paper": "#ffffff"}
 SERIES = ("#2f6fb0", "#d9822b", "#3d8f5f", "#8d5bb5", "#b8434e", "#6b7280")
 _ROOM_ABOVE = 1.22
 _MOST_VALUES = 24
