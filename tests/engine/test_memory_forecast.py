@@ -29,12 +29,15 @@ GIB = 2**30
 _ENGINE = """
 import random, resource
 from headrace import LLM, SamplingParams
-llm = LLM(device="cpu", backend="native", max_batch_total_tokens=8192, threads=1)
+llm = LLM(device="cpu", backend="native", max_batch_total_tokens=8192)
 stream = random.Random(0)
 prompts = [[stream.randrange(10, 49152) for _ in range(60)] for _ in range(128)]
 llm.generate(
     prompts,
-    SamplingParams(max_new_tokens=4, ignore_eos=True, do_sample=True, top_p=0.9, seed=0),
+    SamplingParams(
+        max_new_tokens=4, ignore_eos=True, do_sample=True, top_p=0.9, repetition_penalty=1.1,
+        logprobs=True, top_n_tokens=5, seed=0,
+    ),
     progress=False,
 )
 print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
