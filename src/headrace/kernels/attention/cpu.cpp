@@ -3,8 +3,9 @@
 //
 // Positions are taken in tiles of 64 and segments of 512 counted from position 0, and a row's
 // arithmetic depends on nothing but the row and its context: decode, prefill in one piece and prefill
-// in chunks give the same bits, and so does a context that several workers share. A position that a row must not see has weight exactly 0 (so that NaN in a value may
-// reach earlier rows of its own sequence, which is lost anyway, and never another sequence).
+// in chunks give the same bits, and so does a context that several workers share. A position that a
+// row must not see has weight exactly 0 (so that NaN in a value may reach earlier rows of its own
+// sequence, which is lost anyway, and never another sequence).
 #include "rows.hpp"
 #include "segment_sums.hpp"
 
@@ -23,17 +24,13 @@ class RowBlockAttention {
   public:
     RowBlockAttention(const Attention& call, const RowBlock& block, const RowBlock& next)
         : call_(call), block_(block), next_(next) {
-        const int64_t dim = call.heads.dim, group = block.group;
+        const int64_t dim = call.heads.dim;
         for (int r = 0; r < R; ++r) {
             // Rows past the end repeat the last one and are not stored.
-            const int64_t row = block.first + (r < block.count ? r : block.count - 1);
-            const int64_t column = (block.kv_head * group + row % group) * dim;
-            position_[r] = block.position + row / group;
-            out_[r] = (block.token + row / group) * call.heads.query * dim + column;
-            const auto* query = static_cast<const Storage*>(call.qkv) +
-                                (block.token + row / group) *
-                                    (call.heads.query + 2 * call.heads.kv) * dim +
-                                column;
+            const RowPlace place = block.place(call.heads, r < block.count ? r : block.count - 1);
+            position_[r] = place.position;
+            out_[r] = place.out;
+            const auto* query = static_cast<const Storage*>(call.qkv) + place.query;
             __builtin_memcpy(query_[r], query, static_cast<size_t>(dim) * sizeof(Storage));
         }
         state_.begin(dim);

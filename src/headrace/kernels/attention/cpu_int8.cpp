@@ -33,17 +33,13 @@ class Int8RowBlockAttention {
   public:
     Int8RowBlockAttention(const Attention& call, const RowBlock& block, const RowBlock& next)
         : call_(call), block_(block), next_(next), group_bytes_(int8_group_bytes(call.heads.dim)) {
-        const int64_t dim = call.heads.dim, group = block.group;
+        const int64_t dim = call.heads.dim;
         for (int r = 0; r < R; ++r) {
             // Rows past the end repeat the last one and are not stored.
-            const int64_t row = block.first + (r < block.count ? r : block.count - 1);
-            const int64_t column = (block.kv_head * group + row % group) * dim;
-            position_[r] = block.position + row / group;
-            out_[r] = (block.token + row / group) * call.heads.query * dim + column;
-            split_query(r, static_cast<const Storage*>(call.qkv) +
-                               (block.token + row / group) *
-                                   (call.heads.query + 2 * call.heads.kv) * dim +
-                               column);
+            const RowPlace place = block.place(call.heads, r < block.count ? r : block.count - 1);
+            position_[r] = place.position;
+            out_[r] = place.out;
+            split_query(r, static_cast<const Storage*>(call.qkv) + place.query);
         }
         state_.begin(dim);
     }

@@ -25,6 +25,13 @@ HEADRACE_INLINE Ints broadcast_unit(const void* p) {
     return broadcast_int(unit);
 }
 
+// Where a row stands: its position, and the first elements of its output and of its query.
+struct RowPlace {
+    int64_t position;
+    int64_t out;
+    int64_t query;
+};
+
 // Rows [first, first + count) of one sequence and KV head; row i is token i / group of the
 // sequence's new tokens and query head i % group of the KV head's.
 struct RowBlock {
@@ -38,6 +45,12 @@ struct RowBlock {
     float* partial;   // where the sums of one segment go; null: all segments are computed
     int64_t segment;  // that one
 
+    RowPlace place(const Heads& heads, int64_t index) const {
+        const int64_t row = first + index, at = token + row / group;
+        const int64_t column = (kv_head * group + row % group) * heads.dim;
+        return {position + row / group, at * heads.query * heads.dim + column,
+                at * (heads.query + 2 * heads.kv) * heads.dim + column};
+    }
     // Past the last position that counts.
     int64_t end() const {
         const int64_t seen = position + (first + count - 1) / group + 1;
