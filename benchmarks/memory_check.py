@@ -128,6 +128,7 @@ def check_training(name: str, case: str, on_gpu: bool, in_use: Callable[[], int]
 
     from headrace.benchmark.finetuning.loop import TrainingLoop
     from headrace.benchmark.finetuning.workloads import Workload
+    from headrace.finetuning.base_precision.convert import converter
     from headrace.finetuning.base_precision.precision import BasePrecision
     from headrace.finetuning.base_precision.random_weights import random_base
     from headrace.finetuning.fused.apply import fuse
@@ -154,7 +155,7 @@ def check_training(name: str, case: str, on_gpu: bool, in_use: Callable[[], int]
     )
     plan = plan_memory(config, workload, Placement.SINGLE, 1)
     with MemoryWatch(in_use) as loading:
-        base = random_base(config, precision, device, 0, keep_transposed=False)
+        base = random_base(config, converter(precision, keep_transposed=False), device, 0)
         lora = LoraConfig(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=["q_proj", "v_proj"])
         model = get_peft_model(base, lora)
         if checkpointed:
