@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from headrace.benchmark.comparison.join import compare
@@ -94,28 +95,89 @@ def h100_table() -> str:
 
 def finetune_table() -> str:
     """LoRA on the 8B shape on one H100, headrace and stock PEFT in one run."""
-    ours, stock = load("h100-finetune"), load("h100-finetune-peft")
     lines = [
         "| rows × tokens | stock PEFT: tok/s, peak GiB | headrace: tok/s, peak GiB |",
         "|---|---|---|",
     ]
-    for row in ours:
-        if row.metric != "train_tokens_per_s":
-            continue
-        facts = {
-            "batch": row.batch,
-            "context": row.context,
-            "weights": row.weights,
-            "conditions": row.conditions,
-        }
+    for name, facts in step_rows("h100-finetune"):
         cells = []
-        for rows in (stock, ours):
+        for record in ("h100-finetune-peft", "h100-finetune"):
+            rows = load(record)
             speed = shown(value(rows, "train_tokens_per_s", **facts))
             peak = shown(value(rows, "peak_memory_gib", **facts), 1)
             cells.append(f"{speed}, {peak}")
-        how = ", checkpointed" if (row.conditions or {}).get("checkpointing") else ""
-        base = ", FP8 base" if row.weights == "fp8" else ""
-        lines.append(f"| {row.batch} × {row.context}{how}{base} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def training_facts(row: Row) -> dict[str, object]:
+    """What says which workload a row of ``bench finetune`` is of."""
+    return {
+        "batch": row.batch,
+        "context": row.context,
+        "weights": row.weights,
+        "conditions": row.conditions,
+    }
+
+
+def workload_name(row: Row) -> str:
+    """Rows × tokens, and how."""
+    checkpointed = ", checkpointed" if (row.conditions or {}).get("checkpointing") else ""
+    base = {"fp8": ", FP8 base", "4bit": ", 4-bit base"}.get(str(row.weights), "")
+    return f"{row.batch} × {row.context}{base}{checkpointed}"
+
+
+def step_rows(record: str) -> list[tuple[str, dict[str, object]]]:
+    """Name and facts of every workload in a record."""
+    rows = [row for row in load(record) if row.metric == "train_step_ms"]
+    return [(workload_name(row), training_facts(row)) for row in rows]
+
+
+def training_cell(rows: list[Row], facts: dict[str, object]) -> str:
+    """Step, rate and peak memory."""
+    milliseconds = value(rows, "train_step_ms", **facts)
+    if milliseconds is None:
+        return ""
+    rate = shown(value(rows, "train_tokens_per_s", **facts))
+    peak = shown(value(rows, "peak_memory_gib", **facts), 1)
+    return f"{shown(milliseconds, 1)} ms, {rate} tok/s, {peak} GiB"
+
+
+def speed_table(ours: str, stock: str) -> str:
+    """Ours and stock PEFT in one run."""
+    lines = ["| workload | stock PEFT | ours | |", "|---|---|---|---|"]
+    for name, facts in step_rows(ours):
+        slow, fast = (value(load(record), "train_step_ms", **facts) for record in (stock, ours))
+        ratio = f"{slow / fast:.2f} ×" if slow and fast else ""
+        cells = " | ".join(training_cell(load(record), facts) for record in (stock, ours))
+        lines.append(f"| {name} | {cells} | {ratio} |")
+    return "\n".join(lines)
+
+
+def large_table() -> str:
+    """The 70B shape on one device."""
+    lines = ["| device | workload | ours |", "|---|---|---|"]
+    for device, record in (
+        ("H100", "h100-finetune-70b-4bit"),
+        ("H200", "h200-finetune-70b-fp8"),
+        ("H200", "h200-finetune-70b-bf16"),
+    ):
+        for name, facts in step_rows(record):
+            lines.append(f"| {device} | {name} | {training_cell(load(record), facts)} |")
+    return "\n".join(lines)
+
+
+def trainer_table() -> str:
+    """The bare loop beside the trainer of ``headrace finetune``."""
+    lines = ["| workload | bare loop | in the trainer | |", "|---|---|---|---|"]
+    rows = load("h100-finetune-trainer")
+    for name, facts in step_rows("h100-finetune-trainer"):
+        bare, inside = (
+            value(rows, metric, **facts) for metric in ("train_step_ms", "trainer_step_ms")
+        )
+        if bare and inside:
+            more = f"{100 * (inside / bare - 1):+.1f}".replace("-", "−")
+            lines.append(f"| {name} | {bare:.1f} ms | {inside:.1f} ms | {more} % |")
     return "\n".join(lines)
 
 
@@ -170,6 +232,12 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "picture: h100-h200": picture_block,
     },
     "docs/fit.md": {"table: memory": memory_table},
+    "docs/finetuning-speed.md": {
+        "table: reference": partial(speed_table, "h100-finetune", "h100-finetune-peft"),
+        "table: 4bit": partial(speed_table, "h100-finetune-4bit", "h100-finetune-4bit-peft"),
+        "table: trainer": trainer_table,
+        "table: 70b": large_table,
+    },
 }
 
 
