@@ -4,9 +4,11 @@ A script for a machine with a GPU, through the public ``LLM``: 64 prompts of mix
 chunked prefill, shared prefixes, a KV cache so small that sequences are preempted, captured graphs,
 two steps in flight. Every sampled token is compared, teacher-forced: where it is not the
 reference's most likely one, the reference's gap between the two must lie below the tolerance.
-Rounds differ in prompts; a fault that comes and goes is a race. Prints one JSON line a round.
+Rounds differ in prompts; a fault that comes and goes is a race. With ``--adapters`` prompts choose
+among LoRA adapters and none, and the reference is PEFT's. Prints one JSON line a round.
 
     PYTHONPATH=src python tests/kernels/triton/served_agreement.py --rounds 3
+    PYTHONPATH=src python tests/kernels/triton/served_agreement.py --adapters 3
     HEADRACE_GRAPHS=off PYTHONPATH=src python tests/kernels/triton/served_agreement.py
 """
 
@@ -60,6 +62,48 @@ def export(directory: Path, dtype: torch.dtype, seed: int, device: str) -> Llama
     return model.float().eval()
 
 
+def with_adapters(
+    model: LlamaForCausalLM, directory: Path, count: int, dtype: torch.dtype
+) -> tuple[torch.nn.Module, dict[str, str]]:
+    """PEFT's model with random adapters of several ranks and targets, and where they lie."""
+    import peft
+
+    targets = (
+        ["q_proj", "v_proj"],
+        ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+        ["o_proj", "down_proj"],
+    )
+    adapted: peft.PeftModel | None = None
+    for number in range(count):
+        config = peft.LoraConfig(
+            task_type="CAUSAL_LM", r=8 << number % 3, target_modules=targets[number % 3]
+        )
+        if adapted is None:
+            adapted = peft.get_peft_model(model, config, adapter_name="a0")
+        else:
+            adapted.add_adapter(f"a{number}", config)
+    assert adapted is not None
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(0, 0.05)
+                parameter.copy_(parameter.to(dtype).float())
+    adapted.save_pretrained(str(directory / "adapters"))
+    places = {f"a{i}": str(directory / "adapters" / f"a{i}") for i in range(count)}
+    return adapted.float().eval(), places
+
+
+def logits_with(reference: torch.nn.Module, ids: torch.Tensor, adapter: str | None) -> torch.Tensor:
+    """The reference's float32 logits [1, T, vocab] with this adapter or none."""
+    if not hasattr(reference, "disable_adapter"):
+        return reference(ids).logits
+    if adapter is None:
+        with reference.disable_adapter():
+            return reference(ids).logits
+    reference.set_adapter(adapter)
+    return reference(ids).logits
+
+
 def prompts_of(rng: random.Random) -> list[list[int]]:
     """64 prompts of 1 to 700 tokens; half of them share one of three prefixes."""
 
@@ -71,15 +115,20 @@ def prompts_of(rng: random.Random) -> list[list[int]]:
 
 
 def compare(
-    reference: LlamaForCausalLM, prompts: list[list[int]], generations: list[object]
+    reference: torch.nn.Module,
+    prompts: list[list[int]],
+    adapters: list[str | None],
+    generations: list[object],
 ) -> dict[str, object]:
     """What differed from the reference's logits and choices."""
     errors, flips = [], []
     near = 0
-    for number, (prompt, generation) in enumerate(zip(prompts, generations, strict=True)):
+    for number, (prompt, adapter, generation) in enumerate(
+        zip(prompts, adapters, generations, strict=True)
+    ):
         whole = torch.tensor([prompt + generation.token_ids[:-1]], device=reference.device)
         with torch.no_grad():
-            logits = reference(whole).logits[0, len(prompt) - 1 :].float()
+            logits = logits_with(reference, whole, adapter)[0, len(prompt) - 1 :].float()
         logprobs = logits.log_softmax(-1)
         tokens = torch.tensor(generation.token_ids, device=reference.device)
         chosen = logprobs.gather(-1, tokens[:, None])[:, 0]
@@ -108,15 +157,21 @@ def main() -> int:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--adapters", type=int, default=0, help="LoRA adapters to choose from")
     arguments = parser.parse_args()
     off = [name for name in SWITCHES if os.environ.get(f"HEADRACE_{name}") == "off"]
     bad = 0
     with tempfile.TemporaryDirectory() as directory:
-        reference = export(
-            Path(directory), getattr(torch, arguments.dtype), arguments.seed, arguments.device
+        dtype = getattr(torch, arguments.dtype)
+        reference: torch.nn.Module = export(
+            Path(directory), dtype, arguments.seed, arguments.device
         )
+        places: dict[str, str] = {}
+        if arguments.adapters:
+            reference, places = with_adapters(reference, Path(directory), arguments.adapters, dtype)
         llm = LLM(
-            directory, device=arguments.device, backend=arguments.backend, dtype=arguments.dtype,
+            directory, lora_adapters=places, device=arguments.device, backend=arguments.backend,
+            dtype=arguments.dtype,
             max_batch_size=48, max_batch_prefill_tokens=192, max_batch_total_tokens=3200,
             max_total_tokens=1024,
         )  # fmt: skip
@@ -124,10 +179,14 @@ def main() -> int:
         for number in range(arguments.rounds):
             prompts = prompts_of(random.Random(1000 * arguments.seed + number))
             params = SamplingParams(max_new_tokens=NEW_TOKENS, ignore_eos=True, logprobs=True)
-            result = compare(reference, prompts, llm.generate(prompts, params, progress=False))
+            choices = [None, *places]
+            chosen = [choices[index % len(choices)] for index in range(len(prompts))]
+            generations = llm.generate(prompts, params, adapter=chosen, progress=False)
+            result = compare(reference, prompts, chosen, generations)
             after = llm.stats()
             result |= {
                 "dtype": arguments.dtype, "round": number, "off": off,
+                "adapters": len(places),
                 "preemptions": after.preemptions_total - before.preemptions_total,
                 "prefix_hits": after.prefix_hit_tokens_total - before.prefix_hit_tokens_total,
             }  # fmt: skip
