@@ -8,12 +8,20 @@ import pytest
 
 from headrace.benchmark.memory_checks import MemoryCheck, memory_checks
 
-CHECKS = list(memory_checks(Path(__file__).parents[2] / "benchmarks/records"))
+RECORDS = Path(__file__).parents[2] / "benchmarks/records"
+CHECKS = list(memory_checks(RECORDS))
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: f"{check.device}, {check.of}")
 def test_recorded_peaks_are_predicted_within_5_percent(check: MemoryCheck) -> None:
     assert check.predicted == pytest.approx(check.measured, rel=0.05)
+
+
+def test_peaks_of_a_cpu_are_known_as_such_on_any_machine(monkeypatch) -> None:
+    monkeypatch.setattr("headrace.benchmark.provenance.processor", lambda: "another processor")
+    found = [check for check in memory_checks(RECORDS) if check.device.startswith("cpu-zen4")]
+    assert found == [check for check in CHECKS if check.device.startswith("cpu-zen4")]
+    assert found
 
 
 def test_there_is_one_of_each_kind() -> None:

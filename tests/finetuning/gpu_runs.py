@@ -125,10 +125,13 @@ def on_one(runs: Runs) -> None:
 def on_two(runs: Runs) -> None:
     """Two processes with two rows each are one with four; a continued run is the same run.
 
-    The kernels multiply float32 in tf32, and AdamW's first steps make a sign of each gradient: a
-    few that are near zero turn, by which weights differ more than losses.
+    Fused kernels multiply float32 in tf32, and not every placement fuses the same pieces: their
+    losses are held loosely. Unfused, all compute alike in float32 and are held tightly. AdamW's
+    first steps make a sign of each gradient: a few that are near zero turn, by which weights differ
+    more than losses.
     """
     plain = ("--dropout", "0", "--base-precision", "fp32")
+    unfused = (*plain, "--no-fused")
     placements = ("ddp", "fsdp2", "zero3")
     exact = ("--deterministic", "--layout", "fixed", "--max-length", "64")
 
@@ -136,18 +139,23 @@ def on_two(runs: Runs) -> None:
         return runs.train(job[0], *job[1], gpu=job[2])
 
     jobs: list[tuple[str, tuple[str, ...], int | None]] = [
-        ("alone", (*plain, "--batch-size", "4"), 0)
+        ("alone", (*plain, "--batch-size", "4"), 0),
+        ("alone unfused", (*unfused, "--batch-size", "4"), 1),
     ]
     for placement in placements:
         forced = ("--placement", placement, "--processes", "2")
         jobs.append((f"{placement} fp32", (*plain, *forced), None))
+        jobs.append((f"{placement} unfused", (*unfused, *forced), None))
         jobs.append((f"{placement} bf16", (*exact, *forced), None))
     with ThreadPoolExecutor() as pool:
         outs = dict(zip((job[0] for job in jobs), pool.map(start, jobs), strict=True))
+        one, other = outs["alone unfused"], outs["alone"]
+        check_near("one device: fused as unfused", one, other, 1e-3, 2e-2)
         for placement in placements:
-            check_near(
-                f"{placement}: as one device", outs["alone"], outs[f"{placement} fp32"], 1e-3, 2e-2
-            )
+            one, other = outs["alone"], outs[f"{placement} fp32"]
+            check_near(f"{placement}: as one device", one, other, 1e-3, 2e-2)
+            one, other = outs["alone unfused"], outs[f"{placement} unfused"]
+            check_near(f"{placement} unfused: as one device", one, other, 1e-5, 1e-2)
         forced = [("--placement", placement, "--processes", "2") for placement in placements]
         done = pool.map(lambda flags: runs.continued(f"{flags[1]} bf16", *exact, *flags), forced)
         for placement, out in zip(placements, done, strict=True):

@@ -185,6 +185,18 @@ def test_every_source_gives_the_same_rows(tiny_model, tmp_path):
         assert held_out == (2 if name in ("folder", "splits") else 0)
 
 
+def test_a_directory_names_what_it_does_not_read(tiny_model, tmp_path):
+    for name in ("train", "validation", "test", "notes"):
+        write_rows(tmp_path / f"{name}.jsonl", [GOOD] * (1 if name == "train" else 3))
+    told = []
+    settings = FinetuneSettings(data=str(tmp_path))
+    data = prepare_data(settings, resolve(str(tiny_model)), told.append)
+    assert [summary.rows for summary in data.summaries] == [1, 3]
+    unread = [line.partition(":")[0] for line in told]
+    assert unread == [str(tmp_path / "notes.jsonl"), str(tmp_path / "test.jsonl")]
+    assert all("not read" in line for line in told)
+
+
 def test_held_out_rows_are_drawn_by_the_seed(tiny_model, rows_file):
     def drawn(seed):
         data = prepare(tiny_model, rows_file, eval_fraction=0.25, seed=seed)

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from headrace.benchmark.provenance import device_slug
 from headrace.benchmark.record import Record, Row, load_record
 from headrace.checkpoint.resolve import resolve
 from headrace.checkpoint.shapes import shape
@@ -46,13 +45,15 @@ def memory_checks(directory: Path) -> Iterator[MemoryCheck]:
     paths = [path for kind in ("memory", "finetune") for path in directory.glob(f"*-{kind}*.json")]
     for path in sorted(paths):
         record = load_record(path)
-        device = device_slug(record.device)
-        name = device if device.startswith("cpu") else device.upper()
+        # The file says which processor it was: its name does not tell a Zen 3 from a Zen 4.
+        device = re.split("-memory|-finetune", path.name)[0]
+        on_gpu = not device.startswith("cpu")
+        name = device.upper() if on_gpu else device
         for row in record.rows:
             if row.metric != "peak_memory_gib":
                 continue
             of = str(row.conditions.get("of") or _training_case(record, row))
-            predicted = _predict(record, of)
+            predicted = _predict(record, of, on_gpu)
             if predicted is not None:
                 yield MemoryCheck(f"{name}, {record.model}", of, _bytes(row), predicted)
 
@@ -72,8 +73,7 @@ def _training_case(record: Record, row: Row) -> str:
     return f"training {case}, allocated"
 
 
-def _predict(record: Record, of: str) -> int | None:
-    on_gpu = not device_slug(record.device).startswith("cpu")
+def _predict(record: Record, of: str, on_gpu: bool) -> int | None:
     if found := _SERVING.fullmatch(of):
         return _serving(record.model, int(found[1]), found[2], on_gpu)
     if found := _TRAINING.fullmatch(of):

@@ -46,3 +46,16 @@ class BaseWeights:
         if isinstance(tensor, GGUFBlocks):
             return dequantize(tensor, dtype)
         return tensor.to(dtype)
+
+    def read_whole(self, name: str, size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor that must have a size.
+
+        Raises:
+            ConfigurationError: as for ``read``, or a tensor of another shape.
+        """
+        tensor = self.read(name, dtype)
+        if tuple(tensor.shape) != size:
+            raise ConfigurationError(
+                f"{self._checkpoint.path}: {name} must be {size}, got {tuple(tensor.shape)}"
+            )
+        return tensor

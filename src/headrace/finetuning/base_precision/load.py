@@ -10,7 +10,6 @@ from headrace.finetuning.base_precision.base_weights import BaseWeights
 from headrace.finetuning.base_precision.convert import Converter
 from headrace.finetuning.base_precision.materialize import materialize
 from headrace.finetuning.base_precision.transformers_config import transformers_config
-from headrace.link.errors import ConfigurationError
 
 
 def load_base(
@@ -36,11 +35,6 @@ def load_base(
     weights = BaseWeights(checkpoint, device)
 
     def read(name: str, size: tuple[int, ...]) -> torch.Tensor:
-        tensor = weights.read(name, dtype)
-        if tuple(tensor.shape) != size:
-            raise ConfigurationError(
-                f"{checkpoint.path}: {name} must be {size}, got {tuple(tensor.shape)}"
-            )
-        return tensor
+        return weights.read_whole(name, size, dtype)
 
     return materialize(transformers_config(checkpoint), read, convert, device, dtype)

@@ -85,6 +85,8 @@ def prepare_data(
         ConfigurationError: no data, wrong columns, a length that the model does not allow.
     """
     sources = find_sources(settings.data, "DATA")
+    for unused in sources.unused:
+        tell(f"{unused}: belongs neither to a train nor to a validation split: not read")
     evaluation = sources.evaluation
     if settings.eval_data is not None:
         evaluation = find_sources(settings.eval_data, "--eval-data").train

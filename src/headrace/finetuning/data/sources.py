@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from headrace.link.errors import ConfigurationError
 
 _JSON_LINES = (".jsonl", ".ndjson", ".json")
 _PARQUET = (".parquet",)
-_EVALUATION_SPLITS = ("validation", "valid", "eval", "dev", "test")
+_EVALUATION_SPLITS = ("validation", "valid", "eval", "dev", "test", "held_out")
 _ARROW_STATE = "state.json"
 _ARROW_SPLITS = "dataset_dict.json"
 
@@ -25,10 +25,12 @@ class Sources:
     Attributes:
         train: The rows to train on.
         evaluation: The rows of a validation or test split beside them, if there is one.
+        unused: Files or splits beside them that belong to neither.
     """
 
     train: Callable[[], Iterator[Row | BadRow]]
     evaluation: Callable[[], Iterator[Row | BadRow]] | None = None
+    unused: Sequence[str] = ()
 
 
 def find_sources(name: str, flag: str) -> Sources:
@@ -65,11 +67,16 @@ def _directory(path: Path, flag: str) -> Sources:
             "`datasets` saved"
         )
     train = [file for file in files if file.stem.startswith("train")]
-    held_out = [file for file in files if file.stem.startswith(_EVALUATION_SPLITS)]
+    splits = ([f for f in files if f.stem.startswith(name)] for name in _EVALUATION_SPLITS)
+    held_out: list[Path] = next(filter(None, splits), [])
     if not train:
-        train = [file for file in files if file not in held_out] or files
+        train = [file for file in files if not file.stem.startswith(_EVALUATION_SPLITS)] or files
         held_out = [file for file in held_out if file not in train]
-    return Sources(_reader_of(train, flag), _reader_of(held_out, flag) if held_out else None)
+    return Sources(
+        _reader_of(train, flag),
+        _reader_of(held_out, flag) if held_out else None,
+        [str(file) for file in files if file not in train + held_out],
+    )
 
 
 def _saved_data_set(path: Path, flag: str) -> Sources:
@@ -95,6 +102,7 @@ def _saved_data_set(path: Path, flag: str) -> Sources:
     return Sources(
         lambda: _arrow_rows(train, flag),
         None if held_out is None else lambda: _arrow_rows(held_out, flag),
+        [str(split) for split in splits.values() if split not in (train, held_out)],
     )
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from headrace.checkpoint.checkpoint import Checkpoint
-from headrace.checkpoint.gguf_checkpoint import GGUFCheckpoint
+from headrace.finetuning.base_precision.base_weights import BaseWeights
 from headrace.finetuning.base_precision.convert import converter
 from headrace.finetuning.base_precision.load import load_base
 from headrace.finetuning.base_precision.materialize import empty_model
@@ -14,6 +14,7 @@ from headrace.finetuning.base_precision.precision import BasePrecision
 from headrace.finetuning.base_precision.transformers_config import transformers_config
 from headrace.finetuning.placement.placements import Placement
 from headrace.finetuning.training.shard_loading import stand_in
+from headrace.finetuning.training.zero3_loading import load_partitioned
 
 
 def place_base(
@@ -29,7 +30,7 @@ def place_base(
         checkpoint: The base.
         placement: ``single`` and ``ddp``: all weights on ``device``. ``fsdp2``: none,
             but zeros that stand for them until ``load_shards`` reads the shards. ``zero3``: this
-            process's shards (of a GGUF file all weights, on the host, until DeepSpeed shards them).
+            process's shards.
         precision: Of the linears; whole models only.
         dtype: Of everything that is not converted.
         device: Of this process.
@@ -42,11 +43,7 @@ def place_base(
         empty.requires_grad_(False)
         stand_in(empty)
         return empty
-    if placement is not Placement.ZERO3:
-        return load_base(checkpoint, converter(precision, keep_transposed=False), device, dtype)
-    if isinstance(checkpoint, GGUFCheckpoint):
-        return load_base(checkpoint, None, torch.device("cpu"), dtype)
-    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        checkpoint.path, dtype=dtype, attn_implementation="sdpa", local_files_only=True
-    )
-    return loaded
+    if placement is Placement.ZERO3:
+        config = transformers_config(checkpoint)
+        return load_partitioned(config, BaseWeights(checkpoint, device), dtype, device)
+    return load_base(checkpoint, converter(precision, keep_transposed=False), device, dtype)
