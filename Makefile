@@ -40,6 +40,7 @@ lint: $(VENV)/installed-dev
 
 types: $(VENV)/installed-dev
 	$(BIN)/mypy
+	$(BIN)/mypy --explicit-package-bases benchmarks/*.py
 
 # -v takes back the -q of pyproject: the run closes on pytest's full summary line.
 pytest: $(VENV)/installed-dev

@@ -102,7 +102,7 @@ def check_serving(name: str, kv_tokens: int, on_gpu: bool, in_use: Callable[[], 
             allocated_bytes(forecast),
             torch.cuda.max_memory_allocated(device),
         )
-        print(f"  reserved by torch {torch.cuda.max_memory_reserved(device) / GIB:.3f} GiB")
+        print(f"  torch's allocator held {torch.cuda.max_memory_reserved(device) / GIB:.3f} GiB")
     return rows
 
 
@@ -176,7 +176,7 @@ def check_training(name: str, case: str, on_gpu: bool, in_use: Callable[[], int]
     found = compared(f"training {case}, in use", plan.total_bytes, watch.peak_bytes)
     if on_gpu:
         found += compared(f"training {case}, allocated", plan.allocated_bytes, round(measured))
-        print(f"  reserved by torch {torch.cuda.max_memory_reserved(device) / GIB:.3f} GiB")
+        print(f"  torch's allocator held {torch.cuda.max_memory_reserved(device) / GIB:.3f} GiB")
     return found
 
 

@@ -16,6 +16,7 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data import topics
+from typing import Any
 
 from headrace import LLM, SamplingParams
 from headrace.benchmark.provenance import processor, versions_of
@@ -31,7 +32,7 @@ class Variant:
 
     weights: str
     kv: str
-    settings: dict[str, object]
+    settings: dict[str, Any]
 
 
 REFERENCE = Variant("float32", "float32", {"dtype": "float32", "packed_weights": False})

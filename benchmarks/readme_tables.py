@@ -145,12 +145,16 @@ def training_cell(rows: list[Row], facts: dict[str, object]) -> str:
 
 def speed_table(ours: str, stock: str) -> str:
     """Ours and stock PEFT in one run."""
-    lines = ["| workload | stock PEFT | ours | |", "|---|---|---|---|"]
+    lines = ["| workload | stock PEFT | ours | | loss, stock and ours |", "|---|---|---|---|---|"]
+    both = load(stock), load(ours)
     for name, facts in step_rows(ours):
-        slow, fast = (value(load(record), "train_step_ms", **facts) for record in (stock, ours))
+        slow, fast = (value(rows, "train_step_ms", **facts) for rows in both)
         ratio = f"{slow / fast:.2f} ×" if slow and fast else ""
-        cells = " | ".join(training_cell(load(record), facts) for record in (stock, ours))
-        lines.append(f"| {name} | {cells} | {ratio} |")
+        cells = " | ".join(training_cell(rows, facts) for rows in both)
+        losses = ", ".join(
+            shown(value(rows, "last_loss_without_dropout", **facts), 3) for rows in both
+        )
+        lines.append(f"| {name} | {cells} | {ratio} | {losses} |")
     return "\n".join(lines)
 
 

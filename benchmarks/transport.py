@@ -32,7 +32,7 @@ _NEW_TOKENS = 128
 _STAMP = re.compile(rb'"logprob":([0-9.]+)')
 _HERE = Path(__file__).parent
 
-_ROUTES = {
+_ROUTES: dict[str, tuple[str, dict[str, Any]]] = {
     "generate_stream": (
         "/generate_stream",
         {"inputs": _PROMPT, "parameters": {"max_new_tokens": _NEW_TOKENS}},

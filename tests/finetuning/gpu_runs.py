@@ -77,8 +77,8 @@ def adapter(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "adapter_model.safetensors")
 
 
-def losses(out: Path) -> list[float]:
-    return [e["loss"] for e in json.loads((out / "history.json").read_text()) if "loss" in e]
+def logged(out: Path, name: str) -> list[float]:
+    return [e[name] for e in json.loads((out / "history.json").read_text()) if name in e]
 
 
 def check_equal(name: str, one: Path, other: Path) -> None:
@@ -90,17 +90,30 @@ def check_equal(name: str, one: Path, other: Path) -> None:
     return say(name, not unequal, tensors=len(first), unequal=len(unequal))
 
 
-def check_near(name: str, one: Path, other: Path, loss: float, weights: float) -> None:
+def check_near(name: str, one: Path, other: Path, first: float = 5e-6) -> None:
+    """The computation is the same, seen before AdamW has magnified how it was rounded.
+
+    A gradient near zero decides by its sign over a whole step of its weight: from the third loss on
+    two ways to add the same numbers are apart by 1e-4, also on one device.
+    """
     try:
-        first, second, pair = adapter(one), adapter(other), (losses(one), losses(other))
+        mine, theirs = adapter(one), adapter(other)
+        pair = logged(one, "loss"), logged(other, "loss")
+        norms = logged(one, "grad_norm"), logged(other, "grad_norm")
     except OSError as error:
         return say(name, False, error=str(error))
-    far = max(abs(mine - theirs) for mine, theirs in zip(*pair, strict=True))
-    apart = max(
-        float((tensor - second[key]).norm() / tensor.norm()) for key, tensor in first.items()
+    losses = [abs(a - b) for a, b in zip(*pair, strict=True)]
+    gradients = [abs(b / a - 1) for a, b in zip(*norms, strict=True)]
+    weights = max(
+        float((tensor - theirs[key]).norm() / tensor.norm()) for key, tensor in mine.items()
     )
+    early = max(losses[:2] + gradients[:2])
     return say(
-        name, far <= loss and apart <= weights, loss_difference=far, worst_relative_error=apart
+        name,
+        early <= first and max(losses) <= 1e-3 and weights <= 2e-2,
+        first_two_steps=early,
+        worst_loss=max(losses),
+        weights=weights,
     )
 
 
@@ -123,15 +136,13 @@ def on_one(runs: Runs) -> None:
 
 
 def on_two(runs: Runs) -> None:
-    """Two processes with two rows each are one with four; a continued run is the same run.
+    """Two processes with two rows each are one with two times two; a continued run is the same run.
 
-    Fused kernels multiply float32 in tf32, and not every placement fuses the same pieces: their
-    losses are held loosely. Unfused, all compute alike in float32 and are held tightly. AdamW's
-    first steps make a sign of each gradient: a few that are near zero turn, by which weights differ
-    more than losses.
+    Fused and unfused: not every placement fuses the same pieces.
     """
     plain = ("--dropout", "0", "--base-precision", "fp32")
     unfused = (*plain, "--no-fused")
+    four_rows = ("--batch-size", "2", "--accumulate", "2")
     placements = ("ddp", "fsdp2", "zero3")
     exact = ("--deterministic", "--layout", "fixed", "--max-length", "64")
 
@@ -139,8 +150,8 @@ def on_two(runs: Runs) -> None:
         return runs.train(job[0], *job[1], gpu=job[2])
 
     jobs: list[tuple[str, tuple[str, ...], int | None]] = [
-        ("alone", (*plain, "--batch-size", "4"), 0),
-        ("alone unfused", (*unfused, "--batch-size", "4"), 1),
+        ("alone", (*plain, *four_rows), 0),
+        ("alone unfused", (*unfused, *four_rows), 1),
     ]
     for placement in placements:
         forced = ("--placement", placement, "--processes", "2")
@@ -149,13 +160,12 @@ def on_two(runs: Runs) -> None:
         jobs.append((f"{placement} bf16", (*exact, *forced), None))
     with ThreadPoolExecutor() as pool:
         outs = dict(zip((job[0] for job in jobs), pool.map(start, jobs), strict=True))
-        one, other = outs["alone unfused"], outs["alone"]
-        check_near("one device: fused as unfused", one, other, 1e-3, 2e-2)
+        # Fused kernels multiply float32 in tf32.
+        check_near("one device: fused as unfused", outs["alone unfused"], outs["alone"], 1e-3)
         for placement in placements:
-            one, other = outs["alone"], outs[f"{placement} fp32"]
-            check_near(f"{placement}: as one device", one, other, 1e-3, 2e-2)
+            check_near(f"{placement}: as one device", outs["alone"], outs[f"{placement} fp32"])
             one, other = outs["alone unfused"], outs[f"{placement} unfused"]
-            check_near(f"{placement} unfused: as one device", one, other, 1e-5, 1e-2)
+            check_near(f"{placement} unfused: as one device", one, other)
         forced = [("--placement", placement, "--processes", "2") for placement in placements]
         done = pool.map(lambda flags: runs.continued(f"{flags[1]} bf16", *exact, *flags), forced)
         for placement, out in zip(placements, done, strict=True):

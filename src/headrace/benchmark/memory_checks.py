@@ -29,7 +29,7 @@ class MemoryCheck(NamedTuple):
 
     Attributes:
         device: Short name.
-        of: The run, and what was read: ``allocated``, ``reserved by torch`` or ``in use``.
+        of: The run, and what was read: ``allocated`` or ``in use``.
         measured: Bytes.
         predicted: Bytes, by the formulas as they are now.
     """
@@ -94,8 +94,7 @@ def _serving(model: str | None, kv_tokens: int, what: str, on_gpu: bool) -> int:
     )
     if what == "allocated":
         return allocated_bytes(forecast)
-    context = sum(part.bytes for part in forecast.parts if part.name == "context")
-    return forecast.total_bytes - (context if what == "reserved by torch" else 0)
+    return forecast.total_bytes
 
 
 def allocated_bytes(forecast: ServingForecast) -> int:
@@ -121,7 +120,4 @@ def _plan(model: str, rows: int, row_tokens: int, words: list[str], on_gpu: bool
 
 
 def _training(plan: MemoryPlan, what: str) -> int:
-    if what == "allocated":
-        return plan.allocated_bytes
-    context = sum(part.bytes for part in plan.parts if part.name == "context")
-    return plan.total_bytes - (context if what == "reserved by torch" else 0)
+    return plan.allocated_bytes if what == "allocated" else plan.total_bytes

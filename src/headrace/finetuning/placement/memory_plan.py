@@ -43,6 +43,9 @@ COMMUNICATION_BYTES = 512 * 2**20
 GPU_HOLES_BYTES, GPU_HOLES_SHARE = 480 * 2**20, 0.055
 """What torch's allocator holds beyond what is allocated: at least, and of what comes and goes."""
 
+CHECKPOINTED_HOLES_SHARE = 0.6
+"""And of what computes a layer again: its buffers find no place among those of other sizes."""
+
 CPU_HOLES_SHARE = 0.4
 """Share of what comes and goes in a step that the C library keeps beyond it."""
 
@@ -129,7 +132,7 @@ def plan_memory(
     workspace = _workspace(config, workload)
     if workspace is not None:
         parts.append(workspace)
-    parts += _outside(sum(part.bytes for part in step), workload.on_gpu)
+    parts += _outside(step, workload)
     if devices > 1:
         parts.append(
             MemoryPart(
@@ -139,18 +142,28 @@ def plan_memory(
     return MemoryPlan(placement, devices, workload, counts, tuple(parts), peak)
 
 
-def _outside(coming_and_going: int, on_gpu: bool) -> list[MemoryPart]:
-    """What the system sees beside what tensors hold."""
-    if on_gpu:
-        least, share, what = GPU_HOLES_BYTES, GPU_HOLES_SHARE, "driver and kernels"
-        how = f"{least >> 20} MiB and {share:.1%} of what comes and goes"
+def _outside(step: list[MemoryPart], workload: TrainingWorkload) -> list[MemoryPart]:
+    """What the system sees beside what tensors hold.
+
+    Args:
+        step: What comes and goes: activations first, then the larger of the two moments.
+        workload: The step.
+    """
+    coming_and_going = sum(part.bytes for part in step)
+    if not workload.on_gpu:
+        holes, context = ceil(CPU_HOLES_SHARE * coming_and_going), CPU_PROCESS_BYTES
+        how = f"{CPU_HOLES_SHARE:.0%} of what comes and goes, which the C library keeps"
+        name, what = "process", "Python and libraries"
     else:
-        least, share, what = 0, CPU_HOLES_SHARE, "Python and libraries"
-        how = f"{share:.0%} of what comes and goes, which the C library keeps"
-    context = GPU_CONTEXT_BYTES if on_gpu else CPU_PROCESS_BYTES
+        holes = GPU_HOLES_BYTES + ceil(GPU_HOLES_SHARE * coming_and_going)
+        how = f"{GPU_HOLES_BYTES >> 20} MiB and {GPU_HOLES_SHARE:.1%} of what comes and goes"
+        if workload.gradient_checkpointing:
+            holes += ceil(CHECKPOINTED_HOLES_SHARE * step[-1].bytes)
+            how += f", {CHECKPOINTED_HOLES_SHARE:.0%} of what is computed again"
+        name, what, context = "context", "driver and kernels", GPU_CONTEXT_BYTES
     return [
-        MemoryPart("fragmentation", least + ceil(share * coming_and_going), how, allocated=False),
-        MemoryPart("context" if on_gpu else "process", context, what, allocated=False),
+        MemoryPart("fragmentation", holes, how, allocated=False),
+        MemoryPart(name, context, what, allocated=False),
     ]
 
 
