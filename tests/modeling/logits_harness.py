@@ -73,7 +73,7 @@ class LogitsHarness:
         )
         total = size.num_tokens
         host.sampled_tokens[:total] = range(total)
-        self._buffers.publish()
+        self._buffers.publish(size.num_tokens, size.num_sequences)
         numbers = (
             total,
             size.num_sequences,

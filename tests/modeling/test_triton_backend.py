@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 from headrace.kernels.triton_launch import GpuTraits
 from headrace.link.errors import ConfigurationError
 from headrace.modeling.backends.choose import choose_backend
-from headrace.modeling.backends.triton_gpu import TritonOperations
+from headrace.modeling.backends.triton_operations import TritonOperations
 from headrace.modeling.operations import AttentionShape
 
 TRAITS = GpuTraits(132, 232448, True, True)

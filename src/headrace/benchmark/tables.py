@@ -39,6 +39,32 @@ def latency_tables(rows: Sequence[Row]) -> Iterator[Table]:
         yield _table(rest, None)
 
 
+def operations_table(rows: Sequence[Row]) -> Table:
+    """Operations of decode steps against their floors; the rows of measured rates come last."""
+    table = Table("batch", "context", "operation", "us", "share", "floor us", "of floor", box=None)
+    operations = [row for row in rows if "operation" in row.conditions]
+    totals: dict[tuple[int | None, int | None], float] = {}
+    for row in operations:
+        where = row.batch, row.context
+        totals[where] = totals.get(where, 0.0) + row.value
+    for row in operations:
+        floor = row.conditions.get("floor_us")
+        known = isinstance(floor, float) and row.value > 0
+        table.add_row(
+            str(row.batch),
+            str(row.context),
+            str(row.conditions["operation"]),
+            f"{row.value:,.1f}",
+            f"{row.value / totals[row.batch, row.context]:.1%}",
+            f"{floor:,.1f}" if isinstance(floor, float) else "",
+            f"{floor / row.value:.0%}" if known and isinstance(floor, float) else "",
+        )
+    for row in rows:
+        if row not in operations:
+            table.add_row("", "", row.metric, number(row.value), "", row.unit, "")
+    return table
+
+
 def number(value: float) -> str:
     """About four significant digits, thousands separated."""
     if value == 0 or abs(value) >= 1000:

@@ -24,7 +24,7 @@ from headrace.modeling.sampling.choices import HasTokenChoices
 from headrace.modeling.sampling.sampled_tokens import SampledTokens
 from headrace.modeling.sampling.sampler import Sampler
 from headrace.modeling.sampling.token_sampler import MakesSampler, TokenSampler
-from headrace.modeling.step_buffers import HostStep, Int32Array, StepBuffers
+from headrace.modeling.step_buffers import HostStep, Int32Array, PublishesSteps, StepBuffers
 from headrace.modeling.step_result import PendingStep, PromptLogprobs, StepResult
 
 __all__ = [
@@ -128,7 +128,12 @@ class ModelRunner:
         self._device = operations.device
         max_blocks = -(-limits.max_length // limits.block_size)
         self._buffers = StepBuffers(
-            limits.max_tokens, limits.max_rows, max_blocks, limits.block_size, self._device
+            limits.max_tokens,
+            limits.max_rows,
+            max_blocks,
+            limits.block_size,
+            self._device,
+            backend if isinstance(backend, PublishesSteps) else None,
         )
         self._activations = Activations.allocate(
             config, operations, limits.max_tokens, min(limits.max_rows, limits.max_tokens)
@@ -213,7 +218,7 @@ class ModelRunner:
         )
         sampling = [index for index, entry in enumerate(batch) if entry.samples]
         prompt_logits, num_logits = self._ask_for_logits(host, batch, sampling)
-        self._buffers.publish()
+        self._buffers.publish(size.num_tokens, size.num_sequences)
         if size.num_fed:
             self._sampler.feed(
                 self._buffers.inputs.token_ids,

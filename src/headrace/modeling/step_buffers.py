@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from headrace.kernels.step_inputs.layout import MOST_CHANGED, StepLayout
 from headrace.modeling.step import StepInputs
 
 Int32Array = npt.NDArray[np.int32]
@@ -48,12 +50,32 @@ class HostStep:
     adapter_of_token: Int32Array
 
 
+@runtime_checkable
+class PublishesSteps(Protocol):
+    """A backend with a kernel that brings a step's inputs to the device."""
+
+    def publish(
+        self,
+        staged: torch.Tensor,
+        step: torch.Tensor,
+        block_tables: torch.Tensor,
+        layout: StepLayout,
+        num_tokens: int,
+        num_sequences: int,
+        num_changed: int,
+    ) -> None:
+        """Copy what is used of every field, write the changed entries of the block tables.
+
+        It is queued; see ``headrace.kernels.step_inputs.reference.publish`` for the arguments.
+        """
+
+
 class StepBuffers:
     """``StepInputs`` at capacity, and their host side.
 
     On a CPU the host writes straight into the tensors. Elsewhere it writes into one of two pinned
-    copies in turn, which ``publish`` sends in one transfer: step N + 1 may be written while step
-    N's transfer is under way.
+    copies in turn, which ``publish`` sends: step N + 1 may be written while step N's inputs are on
+    their way. With a kernel to publish by, new blocks of a step travel with its inputs.
 
     Attributes:
         inputs: The tensors on the device, at capacity.
@@ -65,21 +87,28 @@ class StepBuffers:
         max_blocks: Most cache blocks of one sequence.
         block_size: Tokens of one block.
         device: Where the model computes.
+        publisher: Sends a step's inputs; ``None``: one transfer of the whole, and one for each
+            change of a block table.
     """
 
     def __init__(
-        self, max_tokens: int, max_rows: int, max_blocks: int, block_size: int, device: torch.device
+        self,
+        max_tokens: int,
+        max_rows: int,
+        max_blocks: int,
+        block_size: int,
+        device: torch.device,
+        publisher: PublishesSteps | None = None,
     ) -> None:
-        lengths = {field.name: max_rows for field in fields(HostStep)}
-        for name in _PER_TOKEN:
-            lengths[name] = max_tokens
-        lengths["query_start"] = max_rows + 1
+        names = [field.name for field in fields(HostStep)]
+        per_row = [name for name in names if name not in _PER_TOKEN]
+        self._layout = layout = StepLayout(len(_PER_TOKEN), len(per_row), max_tokens, max_rows + 1)
         self._sections: dict[str, slice] = {}
-        total = 0
-        for name, length in lengths.items():
-            self._sections[name] = slice(total, total + length)
-            total += length
-        self._device_step = torch.zeros(total, dtype=torch.int32, device=device)
+        for index, name in enumerate([*_PER_TOKEN, *per_row]):
+            length = max_tokens if name in _PER_TOKEN else max_rows + (name == "query_start")
+            start = layout.start(index)
+            self._sections[name] = slice(start, start + length)
+        self._device_step = torch.zeros(layout.total, dtype=torch.int32, device=device)
         device_tables = torch.zeros(max_rows, max_blocks, dtype=torch.int32, device=device)
         if device.type == "cpu":
             self._staging: list[torch.Tensor] = []
@@ -87,7 +116,7 @@ class StepBuffers:
             arrays = [self._device_step.numpy()]
         else:
             self._staging = [
-                torch.zeros(total, dtype=torch.int32, pin_memory=True) for _ in range(2)
+                torch.zeros(layout.total, dtype=torch.int32, pin_memory=True) for _ in range(2)
             ]
             self._host_tables = torch.zeros(max_rows, max_blocks, dtype=torch.int32)
             arrays = [stage.numpy() for stage in self._staging]
@@ -96,6 +125,8 @@ class StepBuffers:
             for array in arrays
         ]
         self._turn = 0
+        self._publisher = publisher
+        self._changed: dict[int, int] = {}
         self.block_tables: Int32Array = self._host_tables.numpy()
         self.inputs = StepInputs(
             token_ids=self.section("token_ids"),
@@ -120,16 +151,45 @@ class StepBuffers:
         self._turn = (self._turn + 1) % len(self._hosts)
         return self._hosts[self._turn]
 
-    def publish(self) -> None:
-        """Send what was written since ``begin`` to the device."""
-        if self._staging:
-            self._device_step.copy_(self._staging[self._turn], non_blocking=True)
+    def publish(self, num_tokens: int, num_sequences: int) -> None:
+        """Send what was written since ``begin`` to the device: a step of so many tokens."""
+        if not self._staging:
+            return
+        staged = self._staging[self._turn]
+        if self._publisher is None:
+            self._device_step.copy_(staged, non_blocking=True)
+            return
+        changed, layout = self._changed, self._layout
+        if changed:
+            written = staged.numpy()
+            for start, values in (
+                (layout.changed_places, changed.keys()),
+                (layout.changed_blocks, changed.values()),
+            ):
+                written[start : start + len(changed)] = list(values)
+        self._publisher.publish(
+            staged,
+            self._device_step,
+            self.inputs.block_tables,
+            layout,
+            num_tokens,
+            num_sequences,
+            len(changed),
+        )
+        changed.clear()
 
     def set_blocks(self, row: int, first_index: int, blocks: list[int]) -> None:
-        """Write ``blocks`` into a row's table from ``first_index`` on."""
+        """Write ``blocks`` into a row's table from ``first_index`` on, for later steps."""
         part = (row, slice(first_index, first_index + len(blocks)))
         self.block_tables[part] = blocks
-        if self._staging:
-            # From pageable memory, which the driver has read when this returns: the source may then
-            # change, and the host does not wait for the steps under way.
-            self.inputs.block_tables[part].copy_(self._host_tables[part], non_blocking=True)
+        if not self._staging:
+            return
+        place = row * self.block_tables.shape[1] + first_index
+        if self._publisher is not None and len(self._changed) + len(blocks) <= MOST_CHANGED:
+            self._changed.update(zip(range(place, place + len(blocks)), blocks, strict=True))
+            return
+        # From pageable memory, which the driver has read when this returns: the source may then
+        # change, and the host does not wait for the steps under way.
+        self.inputs.block_tables[part].copy_(self._host_tables[part], non_blocking=True)
+        for overtaken in range(place, place + len(blocks)):
+            self._changed.pop(overtaken, None)

@@ -34,6 +34,9 @@ from headrace.kernels.norm import triton as norm
 from headrace.kernels.rotary import reference as rotary_reference
 from headrace.kernels.rotary import triton as rotary
 from headrace.kernels.sampling import triton as sampling
+from headrace.kernels.step_inputs import reference as step_inputs_reference
+from headrace.kernels.step_inputs import triton as step_inputs
+from headrace.kernels.step_inputs.layout import StepLayout
 from headrace.kernels.triton_launch import GpuTraits
 
 Case = tuple[str, Callable[[], float]]
@@ -101,6 +104,22 @@ class Comparisons:
         activation.silu_mul(gate_up, out, self.traits)
         activation_reference.silu_mul(gate_up, expected)
         return relative_error(out, expected)
+
+    def publish(self, tokens: int, sequences: int, changed: int) -> float:
+        layout = StepLayout(6, 7, tokens + 3, sequences + 4)
+        staged = torch.randint(0, 1 << 30, (layout.total,), dtype=torch.int32)
+        if self.device.type == "cuda":
+            staged = staged.pin_memory()
+        places = torch.randperm(max(sequences, 1) * 640)[:changed]
+        staged[layout.changed_places :][:changed] = places
+        tables = torch.full((max(sequences, 1), 640), 7, dtype=torch.int32, device=self.device)
+        step = torch.full((layout.total,), -5, dtype=torch.int32, device=self.device)
+        expected, expected_tables = step.clone(), tables.clone()
+        sizes = layout, tokens, sequences, changed
+        step_inputs.publish(staged, step, tables, *sizes, self.traits)
+        step_inputs_reference.publish(staged, expected, expected_tables, *sizes)
+        same = torch.equal(step, expected) and torch.equal(tables, expected_tables)
+        return 0.0 if same else float("inf")
 
     def embed(self, tokens: int, hidden: int) -> float:
         table = self.random(97, hidden)
@@ -250,7 +269,8 @@ class Comparisons:
         library = cublaslt.loaded(x.device)
         found = [] if library is None else library.algorithms(x, weight, out, 32)
         errors = [] if found else [float("inf")]
-        for algorithm in found:
+        varied = [] if library is None else [library.variants(x, weight, out, a) for a in found[:3]]
+        for algorithm in dict.fromkeys([*found, *(other for some in varied for other in some)]):
             choice = linear.GemmChoice(kind="cublaslt", algorithm=algorithm)
             out.fill_(float("nan"))
             linear.linear(x, weight, None, out, choice, linear.GemmWorkspace(x.device), self.traits)
@@ -357,11 +377,12 @@ def sampling_cases(
 def interpreted_cases() -> Iterator[Case]:
     """Tiny shapes for the interpreter."""
     # Imported here: with a GPU this script is about kernels alone.
-    from decoder_comparison import decoder_error
+    from decoder_comparison import PLAIN, decoder_error
 
     yield from sampling_cases(torch.device("cpu"), INTERPRETED, 600, 256, 1)
 
     yield "decoder fused float16", partial(decoder_error, INTERPRETED, adapted=False)
+    yield "decoder plain float16", partial(decoder_error, INTERPRETED, False, PLAIN)
     yield "decoder adapted float16", partial(decoder_error, INTERPRETED, adapted=True)
     for dtype in (torch.float16, torch.float32):
         name = str(dtype).removeprefix("torch.")
@@ -369,6 +390,8 @@ def interpreted_cases() -> Iterator[Case]:
         yield f"norms {name}", partial(here.norms, 3, 40)
         yield f"silu_mul {name}", partial(here.silu_mul, 3, 1030)
         yield f"embed {name}", partial(here.embed, 3, 33)
+        yield f"publish {name}", partial(here.publish, 5, 2, 3)
+        yield f"publish many {name}", partial(here.publish, 600, 1, 0)
         for head_dim, head_norm in ((64, False), (96, True)):
             yield (
                 f"rotate_and_cache {head_dim} norm={head_norm} {name}",
@@ -378,6 +401,8 @@ def interpreted_cases() -> Iterator[Case]:
             ("decode", [(1, 37), (1, 0), (1, 200)], 4, 2, 64, None),
             ("decode window", [(1, 37), (1, 90)], 3, 1, 64, 21),
             ("decode split 96", [(1, 300)], 2, 1, 96, None),
+            ("decode heads together", [(1, 37), (1, 0), (1, 200)], 8, 4, 64, None),
+            ("decode heads window 96", [(1, 70), (1, 9)], 6, 2, 96, 21),
             ("prefill", [(19, 19)], 3, 1, 64, None),
             ("chunked window", [(9, 50)], 2, 1, 64, 13),
             ("mixed", [(1, 41), (17, 30), (1, 0)], 2, 1, 64, None),
@@ -427,6 +452,7 @@ def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
         for tokens, width in ((1, 14336), (77, 1537)):
             yield f"silu_mul {tokens} {name}", partial(here.silu_mul, tokens, width)
             yield f"embed {tokens} {name}", partial(here.embed, tokens, width)
+            yield f"publish {tokens} {name}", partial(here.publish, tokens, 40, 2048)
         for head_dim in attention.HEAD_SIZES:
             for tokens, heads, kv_heads, head_norm in ((1, 32, 8, False), (100, 9, 3, True)):
                 yield (
@@ -442,6 +468,8 @@ def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
                     ("chunked", [(100, 777), (257, 257), (64, 3000)], None),
                     ("chunked window", [(100, 777), (257, 257)], 128),
                     ("mixed", [(1, 410), (300, 812), (1, 0), (1, 1024)], None),
+                    ("decode many", [(1, 7 + 5 * index) for index in range(80)], None),
+                    ("decode many window", [(1, 7 + 5 * index) for index in range(150)], 100),
                 ):
                     yield (
                         f"attention {label} {heads}/{kv_heads} {head_dim} {name}",

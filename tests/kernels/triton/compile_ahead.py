@@ -46,6 +46,7 @@ from headrace.kernels.sampling.triton import most_likely_kernel
 from headrace.kernels.sampling.triton_draw import draw_kernel
 from headrace.kernels.sampling.triton_logprobs import logprob_kernel
 from headrace.kernels.sampling.triton_rows import count_kernel, feed_kernel
+from headrace.kernels.step_inputs.triton import publish_kernel
 from headrace.kernels.triton_launch import GpuTraits
 
 TARGETS = {
@@ -58,7 +59,7 @@ _INTEGERS = {
     "token_ids", "rows", "positions", "cache_slots", "query_start", "context_lengths",
     "block_tables", "tickets", "partial_ids", "sampled_tokens", "adapter_of_token",
     "last_tokens", "parameters", "adjusted_ids", "near_ids", "fed_tokens", "fed_rows",
-    "occurrences",
+    "occurrences", "staged", "step",
 }  # fmt: skip
 _WIDE_INTEGERS = {"pieces", "columns", "top_ids"}
 _SHORT_INTEGERS = {"counts", "row_counts"}
@@ -66,6 +67,10 @@ _FLOATS = {
     "logits", "partial_peaks", "cos_sin", "partial_sums", "partial_stats", "narrow", "scales",
     "reals", "adjusted_by", "adjusted_from", "log_totals", "logprobs", "near_values",
     "top_logprobs",
+}  # fmt: skip
+_PLAIN_SIZES = {
+    "hidden", "width", "vocab_size", "slice_size", "row", "first", "first_row",
+    "max_tokens", "row_capacity", "changed_places", "changed_blocks",
 }  # fmt: skip
 _SIZES = {"hidden", "width", "vocab_size", "slice_size"}
 _REALS = {"eps", "scale_log2"}
@@ -100,6 +105,7 @@ def builds(traits: GpuTraits) -> list[Build]:
             {"COLUMNS": COLUMNS, "NEAR": 4096, "CHUNKS": 32, "BLOCK": 4096} | pdl,
             16,
         ),
+        Build("publish", publish_kernel, {"TOKEN_FIELDS": 6, "FIELDS": 12, "BLOCK": 512} | pdl, 4),
         Build("feed", feed_kernel, {"BLOCK": 256} | pdl, 4),
         Build("count", count_kernel, {"BLOCK": 4096} | pdl, 16),
         *(
@@ -168,10 +174,10 @@ def builds(traits: GpuTraits) -> list[Build]:
             "GROUP": 4, "HEAD_DIM": head_dim, "HEAD_DIM_PADDED": padded, "BLOCK_SIZE": 16,
             "WINDOW": 0,
         }  # fmt: skip
-        decode = choose_decode_tiling(64, 8, head_dim, 8192, traits)
+        decode = choose_decode_tiling(256, 32, 8, head_dim, 8192, traits)
         constants = shared | {
-            "GROUP_PADDED": 16, "TILE": decode.tile, "SHARES": decode.shares,
-            "SMALLEST_SHARE": 128, "STAGES": decode.stages,
+            "GROUP_PADDED": 16, "HEADS": decode.heads, "TILE": decode.tile, "RUN": 16,
+            "SHARES": 2, "SMALLEST_SHARE": 128, "STAGES": decode.stages,
         }  # fmt: skip
         listed.append(
             Build(
@@ -232,11 +238,7 @@ def compile_one(build: Build, target: GPUTarget, half: str) -> dict[str, Any]:
             signature[name] = "*i1"
         elif name in _FLOATS:
             signature[name] = "*fp32"
-        elif (
-            name.endswith("stride")
-            or name.startswith("num_")
-            or name in ("hidden", "width", "vocab_size", "slice_size", "row", "first", "first_row")
-        ):
+        elif name.endswith("stride") or name.startswith("num_") or name in _PLAIN_SIZES:
             signature[name] = "i32"
         else:
             signature[name] = f"*{half}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import torch
 
 from headrace.checkpoint.config import ModelConfig
@@ -11,7 +12,7 @@ from headrace.modeling.activations import Activations
 from headrace.modeling.adapters.adapter_set import LayerUpdates
 from headrace.modeling.backends.captured_graphs import step_views
 from headrace.modeling.backends.torch_backend import TorchBackend
-from headrace.modeling.backends.triton_gpu import TritonOperations
+from headrace.modeling.backends.triton_operations import TritonOperations
 from headrace.modeling.loading.load import build_decoder
 from headrace.modeling.loading.random_weights import RandomReader
 from headrace.modeling.operations import Operations
@@ -22,14 +23,18 @@ CONFIG = ModelConfig(
     num_kv_heads=1, head_dim=64, vocab_size=101, max_position=64, rms_norm_eps=1e-5,
     rope_theta=1e4, qk_norm=True, attention_bias=True, sliding_window=11, sliding_layers=(1,),
 )  # fmt: skip
+PLAIN = msgspec.structs.replace(CONFIG, qk_norm=False)
+"""Without head norms."""
+
 BLOCK_SIZE, BLOCKS = 4, [5, 2, 7, 0, 3, 6]
 
 
 class SharedReader:
     """The same random weights for both sides, in whatever dtype each asks for."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._reader = RandomReader(CONFIG, 3, torch.device("cpu"), torch.float32)
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        self.config = config
+        self._reader = RandomReader(config, 3, torch.device("cpu"), torch.float32)
         self._dtype = dtype
         self._seen: dict[str, torch.Tensor] = {}
 
@@ -50,7 +55,7 @@ def logits_of_steps(
     updates: list[LayerUpdates] | None,
 ) -> torch.Tensor:
     """Logits [steps, vocab] of a prompt in two chunks, then one token at a time."""
-    decoder = build_decoder(CONFIG, reader, operations)
+    decoder = build_decoder(reader.config, reader, operations)
     caches = [operations.allocate_cache(layer.attention, 8, BLOCK_SIZE) for layer in decoder.layers]
     buffers = Activations.allocate(CONFIG, operations, len(tokens), 1)
     rows, computed = [], 0
@@ -105,10 +110,10 @@ def random_updates(operations: Operations) -> list[LayerUpdates]:
     ]
 
 
-def decoder_error(traits: GpuTraits, adapted: bool) -> float:
+def decoder_error(traits: GpuTraits, adapted: bool, config: ModelConfig = CONFIG) -> float:
     """Relative error of float16 logits over all steps, with an adapter (then unfused) or none."""
     device, dtype = torch.device("cpu"), torch.float16
-    reader = SharedReader(dtype)
+    reader = SharedReader(config, dtype)
     operations = TritonOperations(device, dtype, None, traits)
     operations.tuner.freeze()
     tokens = torch.randint(0, CONFIG.vocab_size, (22,)).tolist()

@@ -51,7 +51,7 @@ def test_decode_tiling_fits_and_never_leaves_the_device_idle(
     shared_memory: int, head_dim: int, sequences: int
 ) -> None:
     traits = GpuTraits(132, shared_memory, True, True)
-    tiling = choose_decode_tiling(sequences, 8, head_dim, 8192, traits)
+    tiling = choose_decode_tiling(sequences, 32, 8, head_dim, 8192, traits)
     padded = 1 << (head_dim - 1).bit_length()
     assert (tiling.stages - 1) * tiling.tile * 2 * padded * 2 <= shared_memory
-    assert sequences * 8 * tiling.shares >= 132
+    assert sequences * 8 // tiling.heads * tiling.shares >= 132

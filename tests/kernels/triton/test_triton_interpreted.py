@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 OPERATIONS = (
     "norms", "silu_mul", "embed", "rotate_and_cache", "attention", "linear", "gated_linear",
-    "most_likely", "low_rank",
+    "most_likely", "low_rank", "publish",
 )  # fmt: skip
 EXACT = "sampling draws", "sampling neighbours", "sampling penalties", "sampling feeding"
 BOUNDS = {"float16": 1e-3, "float32": 2e-6}
@@ -24,7 +24,7 @@ def errors(run_reports: Callable[..., list[dict[str, Any]]]) -> dict[str, float]
     return {report["case"]: report["error"] for report in reports}
 
 
-@pytest.mark.parametrize("way", ["fused", "adapted"])
+@pytest.mark.parametrize("way", ["fused", "plain", "adapted"])
 def test_decoder_over_the_kernels_agrees_with_plain_torch(
     way: str, errors: dict[str, float]
 ) -> None:

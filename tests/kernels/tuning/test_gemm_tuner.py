@@ -49,6 +49,8 @@ class Measurements:
         self.count = 0
         self.broken: set[str] = set()
         self.library: list[GemmChoice] = []
+        self.variants: dict[str, list[str]] = {}
+        self.varied: list[str] = []
 
         def microseconds(timer: ChainTimer, choice: GemmChoice) -> float:
             self.count += 1
@@ -58,7 +60,13 @@ class Measurements:
                 return 49.0 - int(choice.algorithm, 16)
             return 50.0 if choice.kind == "library" else 10.0 + choice.shares
 
+        def variants(_: ChainTimer, choice: GemmChoice) -> list[GemmChoice]:
+            self.varied.append(choice.algorithm)
+            others = self.variants.get(choice.algorithm, [])
+            return [GemmChoice(kind="cublaslt", algorithm=other) for other in others]
+
         monkeypatch.setattr(ChainTimer, "__init__", lambda *_: None)
+        monkeypatch.setattr(ChainTimer, "variants", variants)
         monkeypatch.setattr(ChainTimer, "microseconds", microseconds)
         monkeypatch.setattr(ChainTimer, "library_algorithms", lambda _: self.library)
         monkeypatch.setattr("headrace.kernels.tuning.gemm_tuner.precompile", lambda *_: None)
@@ -97,6 +105,22 @@ def test_second_start_reads_the_table_and_measures_nothing(
         choice = first.choose(256, 1024, tokens, False)
         assert choice == second.choose(256, 1024, tokens, False)
         assert choice.kind == ("gemv" if tokens == 1 else "skinny")
+
+
+def test_variants_of_the_library_s_fastest_algorithms_are_measured_too(
+    measurements: Measurements,
+) -> None:
+    """Times fall with the algorithm's number: of 1 to 5 the last two are varied."""
+    measurements.library = [
+        GemmChoice(kind="cublaslt", algorithm=f"{number:02x}") for number in range(1, 6)
+    ]
+    measurements.variants = {"04": ["10", "05"], "01": ["20"]}
+    tuned = tuner(None)
+    tuned.tune(WEIGHTS)
+    assert set(measurements.varied) == {"04", "05"}
+    assert tuned.choose(256, 1024, 128, False).algorithm == "10"
+    assert tuned.choose(256, 1024, 8192, False).algorithm == "05"
+    assert tuned.choose(256, 1024, 64, False).kind == "skinny"
 
 
 def test_frozen_tuner_refuses_to_tune(tmp_path: Path, measurements: Measurements) -> None:

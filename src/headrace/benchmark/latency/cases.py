@@ -12,6 +12,9 @@ from headrace.link.errors import ConfigurationError
 SHORT, LONG = 8, 136
 """A decode step is (time for ``LONG`` new tokens - time for ``SHORT``) / (``LONG - SHORT``)."""
 
+PROFILED_TOKENS = 41
+"""New tokens of a generation whose last decode steps are traced."""
+
 _CASE = re.compile(r"(\d+)x(\d+)")
 
 
@@ -25,6 +28,7 @@ class Case:
         prefill: Time one new token.
         decode: Time a decode step.
         decode_length: Time the decode of so many new tokens after the first; 0: do not.
+        room: New tokens that buffers must hold, whatever is timed.
     """
 
     batch: int
@@ -32,11 +36,12 @@ class Case:
     prefill: bool = False
     decode: bool = False
     decode_length: int = 0
+    room: int = 1
 
     @property
     def length(self) -> int:
         """Tokens of the longest sequence that this case computes."""
-        new_tokens = [1]
+        new_tokens = [self.room]
         if self.decode:
             new_tokens.append(LONG)
         if self.decode_length:
@@ -69,6 +74,11 @@ def named_cases(decode: str, prefill: str) -> list[Case]:
         *(Case(batch, context, prefill=True) for batch, context in pairs_of("--prefill", prefill)),
         *(Case(batch, context, decode=True) for batch, context in pairs_of("--decode", decode)),
     ]
+
+
+def profiled_cases(pairs: Sequence[tuple[int, int]]) -> list[Case]:
+    """(batch, context) pairs whose decode steps are traced: buffers must hold them."""
+    return [Case(batch, context, room=PROFILED_TOKENS) for batch, context in pairs]
 
 
 def pairs_of(option: str, text: str) -> list[tuple[int, int]]:

@@ -65,12 +65,14 @@ class MeasuredEngine:
     """A model ready to be timed, and what a record says of it.
 
     Attributes:
+        config: The architecture.
         weights: Format of the weights that are computed with.
         kv: dtype of the KV cache.
         load_seconds: From nothing to weights in place.
         warm_seconds: Tuning, graph capture and buffers.
     """
 
+    config: ModelConfig
     generator: BatchGenerator
     measured: MeasuredDevice
     backend: str
@@ -125,6 +127,7 @@ def prepare_engine(options: EngineOptions, cases: Sequence[Case]) -> MeasuredEng
     warm = time.perf_counter()
     dtype = SHORT_DTYPES[choice.dtype_name]
     return MeasuredEngine(
+        config=config,
         generator=BatchGenerator(runner, _GPU_STEPS_IN_FLIGHT if on_gpu else 1, options.seed),
         measured=MeasuredDevice(choice.device),
         backend=choice.backend.name,

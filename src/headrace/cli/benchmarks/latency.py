@@ -42,7 +42,7 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 )
 @click.option("--tuning", default="auto", help="auto, or library: the vendor's GEMMs. [auto]")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens of one step.")
-@click.option("--profile", default="", metavar="CASES", help="List a decode step's GPU kernels.")
+@click.option("--profile", default="", metavar="CASES", help="A decode step's GPU operations too.")
 @seed_option
 @out_option
 def command(
@@ -66,18 +66,19 @@ def command(
     for 8) / 128; prefill_ms the time of one new token; decode_total_ms the time from the first new
     token to --decode-length more. Prompts are fresh random ids every time, decoding is greedy.
     """
-    from headrace.benchmark.latency.cases import grid, named_cases, pairs_of
+    from headrace.benchmark.latency.cases import grid, named_cases, pairs_of, profiled_cases
     from headrace.benchmark.latency.engine import EngineOptions, prepare_engine
-    from headrace.benchmark.latency.kernel_profile import profile_decode
+    from headrace.benchmark.latency.kernel_profile import profile_cases
     from headrace.benchmark.latency.sweep import Repeats, measure_cases
     from headrace.benchmark.record import own_record, record_path
-    from headrace.benchmark.tables import latency_tables
+    from headrace.benchmark.tables import latency_tables, operations_table
     from headrace.cli.benchmarks.terminal import live_progress, wide_console
     from headrace.link.errors import ConfigurationError
 
     console = wide_console()
     profiled = pairs_of("--profile", profile)
     cases = named_cases(decode, prefill) or grid(batches, contexts, decode_lengths)
+    cases = [*cases, *profiled_cases(profiled)]
     options = EngineOptions(**engine_options)  # type: ignore[arg-type]
     repeats = Repeats(warmups, settle, prefill_runs or runs, runs)
     with console.status(f"loading {options.model or 'the built-in model'}"):
@@ -93,12 +94,12 @@ def command(
     )
     with live_progress(console, sum(map(repeats.of, cases))) as advance:
         rows = list(measure_cases(engine, cases, repeats, advance))
-    for batch, context in profiled:
-        console.print(f"kernels of a decode step, batch {batch}, context {context} (us)")
-        for kernel, microseconds in profile_decode(engine.generator, batch, context)[:14]:
-            console.print(f"  {microseconds:9.1f}  {kernel[:90]}", markup=False)
     for table in latency_tables(rows):
         console.print(table)
+    if profiled:
+        operations = profile_cases(engine, profiled)
+        console.print(operations_table(operations))
+        rows += operations
     own_record(
         device.name,
         rows,

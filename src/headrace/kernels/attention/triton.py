@@ -21,6 +21,10 @@ HEAD_SIZES = (64, 96, 128, 256)
 _LOG2_E = math.log2(math.e)
 _MOST_SHARES = 32
 _SMALLEST_SHARE = 64
+_MATRIX_ROWS = 16
+_RUN = 16
+"""Neighbouring positions of one head in a tile of several: those of a block of the usual size."""
+
 _FRESH_STAGES = 3
 
 
@@ -29,7 +33,9 @@ class DecodeTiling:
     """Launch parameters of the decode kernel: keys a tile, shares of a context, pipeline depth.
 
     Attributes:
-        smallest_share: Fewest keys of a share; a shorter context has fewer shares.
+        tile: Keys of a tile, of all its heads together.
+        smallest_share: Fewest positions of a share; a shorter context has fewer shares.
+        heads: KV heads of a program.
     """
 
     tile: int
@@ -37,6 +43,7 @@ class DecodeTiling:
     stages: int
     warps: int
     smallest_share: int = _SMALLEST_SHARE
+    heads: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +57,46 @@ class PrefillTiling:
 
 
 def choose_decode_tiling(
-    sequences: int, num_kv_heads: int, head_dim: int, max_context: int, traits: GpuTraits
+    sequences: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    max_context: int,
+    traits: GpuTraits,
 ) -> DecodeTiling:
     """As many shares as fill the device twice, none shorter than 64 keys.
 
     Measured on an H100: with more programs than that the combination costs more than the balance
     gains, and a deep pipeline pays until programs queue for shared memory.
     """
-    programs = sequences * num_kv_heads
-    filling = max(1, 2 * traits.multiprocessors // programs)
+    heads = _heads_together(sequences, num_heads, num_kv_heads, traits)
+    programs, full = sequences * num_kv_heads // heads, traits.multiprocessors
+    filling = max(1, 2 * full // programs)
     useful = triton.cdiv(max_context, _SMALLEST_SHARE)
     shares = 2 ** (min(filling, useful, _MOST_SHARES).bit_length() - 1)
     key_bytes = 2 * triton.next_power_of_2(head_dim) * 2
-    if programs <= 2 * traits.multiprocessors:
-        tile, stages, warps = 64, 4, 4
-    elif programs <= 4 * traits.multiprocessors:
-        tile, stages, warps = 32, 4, 4
-    else:
+    if heads == 1 and programs > 4 * full:
         tile, stages, warps = 128, 2, 8
+    else:
+        # Where a third program can run beside two, it is worth more than a deeper pipeline.
+        tile, stages, warps = 64, 3 if 2 * full < programs <= 3 * full else 4, 4
     # A pipeline of n stages holds n - 1 tiles; two programs should fit a multiprocessor.
     while tile > 32 and tile * key_bytes > traits.shared_memory // 2:
         tile //= 2
     stages = max(2, min(stages, 1 + traits.shared_memory // 2 // (tile * key_bytes)))
-    return DecodeTiling(tile=tile, shares=shares, stages=stages, warps=warps)
+    return DecodeTiling(tile=tile, shares=shares, stages=stages, warps=warps, heads=heads)
+
+
+def _heads_together(sequences: int, num_heads: int, num_kv_heads: int, traits: GpuTraits) -> int:
+    """As many KV heads as fill the matrix unit's rows, where two programs a processor are left."""
+    heads = 1
+    while (
+        2 * heads * (num_heads // num_kv_heads) <= _MATRIX_ROWS
+        and num_kv_heads % (2 * heads) == 0
+        and sequences * num_kv_heads // (2 * heads) >= 1.9 * traits.multiprocessors
+    ):
+        heads *= 2
+    return heads
 
 
 def choose_prefill_tiling(head_dim: int, dtype: torch.dtype, traits: GpuTraits) -> PrefillTiling:
@@ -160,10 +184,14 @@ def paged_attention(
     head_dim_padded = triton.next_power_of_2(head_dim)
     mixed = max_query_length > 1 and sequences > 1
     if max_query_length == 1 or mixed:
-        decode = choose_decode_tiling(sequences, num_kv_heads, head_dim, max_context_length, traits)
-        group_padded = max(16, triton.next_power_of_2(group))
-        workspace.reserve(sequences * num_kv_heads, decode.shares, group_padded, head_dim_padded)
-        decode_attention_kernel[(num_kv_heads, decode.shares, sequences)](
+        decode = choose_decode_tiling(
+            sequences, num_heads, num_kv_heads, head_dim, max_context_length, traits
+        )
+        group_padded = max(16, triton.next_power_of_2(decode.heads * group))
+        groups = num_kv_heads // decode.heads
+        tokens = decode.tile // decode.heads
+        workspace.reserve(sequences * groups, decode.shares, group_padded, head_dim_padded)
+        decode_attention_kernel[(groups, decode.shares, sequences)](
             qkv,
             key_cache,
             value_cache,
@@ -182,15 +210,16 @@ def paged_attention(
             key_cache.stride(1),
             key_cache.stride(2),
             block_tables.stride(0),
-            num_kv_heads,
             GROUP=group,
             GROUP_PADDED=group_padded,
+            HEADS=decode.heads,
             HEAD_DIM=head_dim,
             HEAD_DIM_PADDED=head_dim_padded,
             BLOCK_SIZE=key_cache.shape[1],
             TILE=decode.tile,
+            RUN=min(tokens, _RUN),
             SHARES=decode.shares,
-            SMALLEST_SHARE=max(decode.tile, decode.smallest_share),
+            SMALLEST_SHARE=max(tokens, decode.smallest_share),
             WINDOW=sliding_window or 0,
             STAGES=decode.stages,
             num_warps=decode.warps,

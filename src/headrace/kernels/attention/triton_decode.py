@@ -1,8 +1,12 @@
 """Attention of single-token queries: split along the context, grouped heads packed into a tile.
 
 Flash-decoding (Dao et al., 2023): each program computes a partial softmax over its share of the
-context; the program that ends last for a (sequence, KV head) combines the shares, so that no
+context; the program that ends last for a (sequence, KV heads) combines the shares, so that no
 second launch is needed. The shares are cut from the context length on the device.
+
+A program may serve several KV heads: their keys lie side by side in a tile and their queries fill
+the rows of the matrix unit that one group would leave empty, each seeing its own head's keys. So a
+short context makes one long pipeline instead of several that are over before they are full.
 """
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
 
@@ -34,33 +38,43 @@ def decode_attention_kernel(
     offset_stride,
     head_stride,
     table_stride,
-    num_kv_heads,
     GROUP: tl.constexpr,
     GROUP_PADDED: tl.constexpr,
+    HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_PADDED: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
+    RUN: tl.constexpr,
     SHARES: tl.constexpr,
     SMALLEST_SHARE: tl.constexpr,
     WINDOW: tl.constexpr,
     STAGES: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Grid (KV heads, ``SHARES``, sequences).
+    """Grid (KV heads / ``HEADS``, ``SHARES``, sequences).
 
     Programs of sequences with no context (padding) or several new tokens do nothing. What comes
     before the wait reads only the step's inputs, written before the step's first kernel, and asks
     for pages of which the kernel before this one writes no more than the last position.
 
     Args:
-        partial_sums: [sequences, kv_heads, SHARES, GROUP_PADDED, HEAD_DIM_PADDED] float32.
-        partial_stats: [sequences, kv_heads, SHARES, 2, GROUP_PADDED] float32: maxima, then sums.
-        tickets: [sequences, kv_heads] int32 zeros; left at zero.
+        partial_sums: [sequences, kv_heads / HEADS, SHARES, GROUP_PADDED, HEAD_DIM_PADDED] float32.
+        partial_stats: [sequences, kv_heads / HEADS, SHARES, 2, GROUP_PADDED] float32: maxima, then
+            sums.
+        tickets: [sequences, kv_heads / HEADS] int32 zeros; left at zero.
         scale_log2: Scale of the scores times log2(e).
+        GROUP_PADDED: Power of two >= ``HEADS * GROUP``.
+        TILE: Keys of a tile, of all its heads: ``TILE / HEADS`` positions.
+        RUN: Positions of one head that follow each other in a tile; divides ``TILE / HEADS``.
     """
     start_dependents(PDL)
-    kv_head = tl.program_id(0)
+    kv_head = tl.program_id(0) * HEADS
+    TOKENS: tl.constexpr = TILE // HEADS
+    # What a tile's key is: its position after the tile's first, and its head.
+    key_index = tl.arange(0, TILE)
+    key_token = key_index // (RUN * HEADS) * RUN + key_index % RUN
+    key_head = key_index // RUN % HEADS
     share = tl.program_id(1)
     sequence = tl.program_id(2)
     context = tl.load(context_lengths + sequence)
@@ -69,15 +83,15 @@ def decode_attention_kernel(
     begin = 0
     if WINDOW > 0:
         begin = tl.maximum(context - WINDOW, 0)
-    length = tl.cdiv(tl.cdiv(context - begin, SHARES), TILE) * TILE
+    length = tl.cdiv(tl.cdiv(context - begin, SHARES), TOKENS) * TOKENS
     length = tl.maximum(length, SMALLEST_SHARE)
     first = begin + share * length
     table = block_tables + tl.load(rows + sequence).to(tl.int64) * table_stride
     if PDL:
-        ahead = first + tl.arange(0, TILE)
+        ahead = first + key_token
         page = tl.load(table + ahead // BLOCK_SIZE, mask=ahead < context, other=0).to(tl.int64)
         row_start = page * block_stride + (ahead % BLOCK_SIZE) * offset_stride
-        row_start += kv_head * head_stride
+        row_start += (kv_head + key_head) * head_stride
         lines = row_start[:, None] + tl.arange(0, HEAD_DIM_PADDED // 64)[None, :] * 64
         prefetch_to_l2(key_cache + lines, PDL)
         prefetch_to_l2(value_cache + lines, PDL)
@@ -86,28 +100,35 @@ def decode_attention_kernel(
         last = tl.minimum(first + length, context)
         member = tl.arange(0, GROUP_PADDED)
         column = tl.arange(0, HEAD_DIM_PADDED)
-        inside = (member < GROUP)[:, None] & (column < HEAD_DIM)[None, :]
+        inside = (member < HEADS * GROUP)[:, None] & (column < HEAD_DIM)[None, :]
         head_column = (kv_head * GROUP + member)[:, None] * HEAD_DIM + column[None, :]
         query = tl.load(qkv + token.to(tl.int64) * qkv_stride + head_column, mask=inside, other=0.0)
-        key_base = key_cache + kv_head * head_stride + column[None, :]
-        value_base = value_cache + kv_head * head_stride + column[None, :]
+        heads_place = ((kv_head + key_head) * head_stride)[:, None] + column[None, :]
+        key_base = key_cache + heads_place
+        value_base = value_cache + heads_place
+        if HEADS > 1:
+            # A padding row sees the last head's keys, so that its sums stay finite.
+            own = tl.minimum(member // GROUP, HEADS - 1)[:, None] == key_head[None, :]
         maximum = tl.full([GROUP_PADDED], float("-inf"), tl.float32)
         total = tl.zeros([GROUP_PADDED], tl.float32)
         result = tl.zeros([GROUP_PADDED, HEAD_DIM_PADDED], tl.float32)
-        position = first + tl.arange(0, TILE)
+        position = first + key_token
         # Read one tile ahead: a load that the key loads wait for would halve the pipeline's depth.
         block = tl.load(table + position // BLOCK_SIZE, mask=position < last, other=0)
-        for start in tl.range(first, last, TILE, num_stages=STAGES):
-            position = start + tl.arange(0, TILE)
+        for start in tl.range(first, last, TOKENS, num_stages=STAGES):
+            position = start + key_token
             visible = position < last
             place = block.to(tl.int64) * block_stride + (position % BLOCK_SIZE) * offset_stride
             mask = visible[:, None] & (column < HEAD_DIM)[None, :]
             key = tl.load(key_base + place[:, None], mask=mask, other=0.0)
             value = tl.load(value_base + place[:, None], mask=mask, other=0.0)
-            ahead = position + TILE
+            ahead = position + TOKENS
             block = tl.load(table + ahead // BLOCK_SIZE, mask=ahead < last, other=0)
             scores = tl.dot(query, key.T, input_precision="ieee") * scale_log2
-            scores = tl.where(visible[None, :], scores, float("-inf"))
+            seen = visible[None, :]
+            if HEADS > 1:
+                seen = seen & own
+            scores = tl.where(seen, scores, float("-inf"))
             new_maximum = tl.maximum(maximum, tl.max(scores, axis=1))
             correction = tl.exp2(maximum - new_maximum)
             weights = tl.exp2(scores - new_maximum[:, None])
@@ -120,7 +141,7 @@ def decode_attention_kernel(
         if shares == 1:
             tl.store(target, result / total[:, None], mask=inside)
         else:
-            group = sequence * num_kv_heads + kv_head
+            group = sequence * tl.num_programs(0) + tl.program_id(0)
             slot = (group * SHARES + share).to(tl.int64)
             tile = member[:, None] * HEAD_DIM_PADDED + column[None, :]
             tl.store(

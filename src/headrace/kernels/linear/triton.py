@@ -57,7 +57,7 @@ class GemmChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 LIBRARY = GemmChoice()
 
-FEWEST_TOKENS_ADDED = 512
+_FEWEST_TOKENS_ADDED = 96
 """From so many tokens on a library product adds to what is in its output at no cost."""
 
 
@@ -151,6 +151,11 @@ def linear(
         _cublaslt_linear(x, weight, out, choice)
     else:
         library_linear(x, weight, bias, out)
+
+
+def can_add(choice: GemmChoice, tokens: int) -> bool:
+    """Whether ``add_linear`` is the faster way, where ``choice`` is that of the product."""
+    return tokens >= _FEWEST_TOKENS_ADDED and choice.kind in ("library", "cublaslt")
 
 
 def add_linear(

@@ -30,6 +30,12 @@ TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256)
 LARGE_TOKEN_COUNTS = (384, 512, 768, 1024, 2048, 4096, 8192)
 """Measured as well: what graphs of prompts and full steps run. Others leave it to the library."""
 
+_VARIED = 2
+"""So many of the library's fastest algorithms are measured in their variants too."""
+
+_TOKENS_VARIED = range(96, 257)
+"""For so many tokens: for fewer our own kernels win, for more the device's power decides."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -209,13 +215,24 @@ class GemmTuner:
         except torch.cuda.OutOfMemoryError:
             _logger.warning("%d tokens do not fit beside the model: not tuned", tokens)
             return {LIBRARY: tables.NOT_MEASURED}
-        times = {}
-        for choice in [*choices, *timer.library_algorithms()]:
+        times: dict[GemmChoice, float] = {}
+        self._time(timer, [*choices, *timer.library_algorithms()], times)
+        if tokens in _TOKENS_VARIED:
+            algorithms = [choice for choice in times if choice.kind == "cublaslt"]
+            for choice in sorted(algorithms, key=lambda choice: times[choice])[:_VARIED]:
+                self._time(timer, timer.variants(choice), times)
+        return times
+
+    def _time(
+        self, timer: ChainTimer, choices: list[GemmChoice], times: dict[GemmChoice, float]
+    ) -> None:
+        for choice in choices:
+            if choice in times:
+                continue
             try:
                 times[choice] = timer.microseconds(choice)
             except RuntimeError as error:
                 _logger.warning("%s cannot run here: %s", choice.label(), error)
-        return times
 
     def _out_dtype(self, shape: LinearShape) -> torch.dtype:
         return torch.float32 if shape.wide_output else self._dtype
@@ -233,7 +250,9 @@ class GemmTuner:
             triton=triton.__version__,
             runtime=str(torch.version.hip or torch.version.cuda),
             library=_library_version(self._device),
-            candidates=hashlib.sha256(repr(listed).encode()).hexdigest()[:12],
+            candidates=hashlib.sha256(repr((listed, _VARIED, _TOKENS_VARIED)).encode()).hexdigest()[
+                :12
+            ],
         )
 
 

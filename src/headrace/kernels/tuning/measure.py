@@ -13,6 +13,7 @@ from headrace.kernels.triton_launch import GpuTraits
 
 _MOST_ALGORITHMS = 32
 _FEW_TOKENS = 256
+_REPEATS, _REPEATS_OF_MANY = 5, 3
 _COLD_BYTES = 400 << 20
 """Read between two uses of a weight: several times the L2 cache of any device."""
 
@@ -39,7 +40,9 @@ class ChainTimer:
         """
         num_rows, columns = weights[0].shape
         # Where there are many tokens, reading the weight is a small part of the time.
-        cold_bytes = _COLD_BYTES if tokens <= _FEW_TOKENS else 0
+        few = tokens <= _FEW_TOKENS
+        self._repeats = _REPEATS if few else _REPEATS_OF_MANY
+        cold_bytes = _COLD_BYTES if few else 0
         wanted = max(2, -(-cold_bytes // weights[0].nbytes))
         self._weights = (weights + [weights[0].clone() for _ in range(wanted - len(weights))])[
             :wanted
@@ -60,12 +63,20 @@ class ChainTimer:
         found = library.algorithms(self._x, self._weights[0], self._out, _MOST_ALGORITHMS)
         return [GemmChoice(kind="cublaslt", algorithm=algorithm) for algorithm in found]
 
+    def variants(self, choice: GemmChoice) -> list[GemmChoice]:
+        """A ``cublaslt`` choice in the library's other clusters and walks over the tiles."""
+        library = cublaslt.loaded(self._x.device)
+        if library is None or choice.kind != "cublaslt":
+            return []
+        found = library.variants(self._x, self._weights[0], self._out, choice.algorithm)
+        return [GemmChoice(kind="cublaslt", algorithm=algorithm) for algorithm in found]
+
     def _chain(self, choice: GemmChoice) -> None:
         for weight in self._weights:
             rms_norm(self._residual, self._norm, 1e-5, self._x, self._traits)
             linear(self._x, weight, None, self._out, choice, self._workspace, self._traits)
 
-    def microseconds(self, choice: GemmChoice, repeats: int = 5) -> float:
+    def microseconds(self, choice: GemmChoice) -> float:
         """Median time of the norm and the product.
 
         Raises:
@@ -79,7 +90,7 @@ class ChainTimer:
         graph.replay()
         times: list[float] = []
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        for _ in range(repeats):
+        for _ in range(self._repeats):
             start.record()
             graph.replay()
             end.record()

@@ -1,350 +1,22 @@
-"""The GPU backend: Triton kernels and the vendor's GEMM library, decode steps in captured graphs.
-
-One source for NVIDIA and AMD (torch calls both ``cuda``). Triton is imported here and below only,
-so that the package works where it is absent.
-"""
+"""The GPU backend: its operations, its sampler, steps in captured graphs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 
 from headrace.checkpoint.builtin import cache_directory
 from headrace.hardware.switches import is_on
-from headrace.kernels.activation import triton as activation
-from headrace.kernels.attention import triton as paged
-from headrace.kernels.embedding import triton as embedding
-from headrace.kernels.linear import triton as gemm
-from headrace.kernels.linear import triton_gated
-from headrace.kernels.low_rank import triton as low_rank
-from headrace.kernels.low_rank.stack import LowRankStack
-from headrace.kernels.norm import triton as norm
-from headrace.kernels.rotary import triton as rotary
-from headrace.kernels.triton_launch import GpuTraits
-from headrace.kernels.tuning.gemm_tuner import GemmTuner, LinearShape
-from headrace.kernels.tuning.table import TunedShape
+from headrace.kernels.step_inputs import triton as step_inputs
+from headrace.kernels.step_inputs.layout import StepLayout
 from headrace.link.errors import ConfigurationError
 from headrace.modeling.activations import Activations
 from headrace.modeling.backends.backend import Computation
 from headrace.modeling.backends.captured_graphs import GraphProgram
-from headrace.modeling.loading.gguf_dequantize import dequantize
-from headrace.modeling.operations import (
-    AttentionShape,
-    Embedding,
-    GGUFBlocks,
-    HeadNorm,
-    LayerCache,
-    Linear,
-    WeightPart,
-)
+from headrace.modeling.backends.triton_operations import TritonOperations
 from headrace.modeling.sampling.device_sampler import DeviceSampler
 from headrace.modeling.step import StepInputs
-
-_DTYPES = (torch.bfloat16, torch.float16)
-
-
-@dataclass(frozen=True, slots=True)
-class DenseMatrix:
-    """A weight [N, K], row by row, in the activation dtype, with a bias [N] or none."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor | None
-
-    @property
-    def out_features(self) -> int:
-        """N."""
-        return self.weight.shape[0]
-
-    @property
-    def in_features(self) -> int:
-        """K."""
-        return self.weight.shape[1]
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes read when the matrix is read once."""
-        return self.weight.nbytes
-
-
-@dataclass(frozen=True, slots=True)
-class PagedCache:
-    """Keys and values of one layer as [num_blocks, block_size, kv_heads, head_dim] views.
-
-    In memory a block holds one head after the other, so that what a program of the attention
-    kernels reads of a block is one contiguous piece.
-    """
-
-    keys: torch.Tensor
-    values: torch.Tensor
-
-
-class TritonOperations:
-    """``Operations`` that launch at once on the current stream.
-
-    Args:
-        device: A CUDA or ROCm device.
-        dtype: Of weights, activations, residual stream and cache: bfloat16 or float16.
-        tuning_directory: Where GEMM choices are kept; ``None``: they are not.
-        traits: What the device can do; ``None``: ask it.
-
-    Raises:
-        ConfigurationError: Another dtype.
-    """
-
-    def __init__(
-        self,
-        device: torch.device,
-        dtype: torch.dtype,
-        tuning_directory: Path | None,
-        traits: GpuTraits | None = None,
-    ) -> None:
-        if dtype not in _DTYPES:
-            raise ConfigurationError(
-                f"the GPU backend computes in bfloat16 or float16, not {dtype}"
-            )
-        self._device = device
-        self._dtype = dtype
-        self.traits = traits or GpuTraits.of(device)
-        self._attention_workspace = paged.AttentionWorkspace(device)
-        self._gemm_workspace = gemm.GemmWorkspace(device)
-        self._low_rank_workspace = low_rank.LowRankWorkspace(device)
-        self.tuner = GemmTuner(device, dtype, self.traits, self._gemm_workspace, tuning_directory)
-        self._matrices: list[DenseMatrix] = []
-
-    @property
-    def device(self) -> torch.device:
-        """Where buffers and weights live."""
-        return self._device
-
-    @property
-    def activation_dtype(self) -> torch.dtype:
-        """dtype of all activations except logits."""
-        return self._dtype
-
-    @property
-    def residual_dtype(self) -> torch.dtype:
-        """dtype of the residual stream."""
-        return self._dtype
-
-    # Preparation, at load.
-
-    def pack_linear(self, parts: list[WeightPart], bias: torch.Tensor | None) -> DenseMatrix:
-        """Stack matrices [N_i, K] along N; a lone one of the right dtype is not copied."""
-        dense = [self._dense(part) for part in parts]
-        weight = dense[0] if len(dense) == 1 else torch.cat(dense)
-        matrix = DenseMatrix(
-            weight, None if bias is None else bias.to(self._device, self._dtype).contiguous()
-        )
-        self._matrices.append(matrix)
-        return matrix
-
-    def pack_embedding(self, table: WeightPart) -> DenseMatrix:
-        """The embedding table [vocab, hidden] in the activation dtype."""
-        return DenseMatrix(self._dense(table), None)
-
-    def allocate_cache(self, shape: AttentionShape, num_blocks: int, block_size: int) -> PagedCache:
-        """Pages for one layer's keys and values.
-
-        Raises:
-            ConfigurationError: A head size or a grouping that the attention kernels do not take.
-        """
-        if shape.head_dim not in paged.HEAD_SIZES:
-            sizes = ", ".join(map(str, paged.HEAD_SIZES))
-            raise ConfigurationError(
-                f"head size {shape.head_dim} is not supported on a GPU; supported: {sizes}"
-            )
-        if shape.num_heads % shape.num_kv_heads or shape.num_heads // shape.num_kv_heads > 64:
-            raise ConfigurationError(
-                f"{shape.num_heads} heads over {shape.num_kv_heads} key-value heads are not "
-                "supported on a GPU: groups must be whole and of at most 64"
-            )
-        size = (num_blocks, shape.num_kv_heads, block_size, shape.head_dim)
-        keys, values = (
-            torch.zeros(size, dtype=self._dtype, device=self._device).permute(0, 2, 1, 3)
-            for _ in range(2)
-        )
-        return PagedCache(keys, values)
-
-    def cache_bytes_per_block(self, shape: AttentionShape, block_size: int) -> int:
-        """Bytes that one block of one layer takes, keys and values together."""
-        return 2 * shape.num_kv_heads * block_size * shape.head_dim * self._dtype.itemsize
-
-    def tune(self) -> list[TunedShape]:
-        """Choose how to compute every linear packed so far; does nothing the second time.
-
-        Returns:
-            The results, for a report.
-        """
-        if self.tuner.frozen:
-            return []
-        weights: dict[LinearShape, list[torch.Tensor]] = {}
-        for index, matrix in enumerate(self._matrices):
-            # Only the head, packed last, writes float32.
-            wide = index == len(self._matrices) - 1
-            shape = LinearShape(matrix.out_features, matrix.in_features, wide)
-            weights.setdefault(shape, []).append(matrix.weight)
-        return self.tuner.tune(weights)
-
-    # The step.
-
-    def embed(self, token_ids: torch.Tensor, table: Embedding, out: torch.Tensor) -> None:
-        """out[T, hidden] = table[token_ids]."""
-        embedding.embed(token_ids, cast(DenseMatrix, table).weight, out, self.traits)
-
-    def rms_norm(
-        self, residual: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor
-    ) -> None:
-        """out[T, hidden] = RMSNorm(residual) * weight."""
-        norm.rms_norm(residual, weight, eps, out, self.traits)
-
-    def add_rms_norm(
-        self,
-        delta: torch.Tensor,
-        residual: torch.Tensor,
-        weight: torch.Tensor,
-        eps: float,
-        out: torch.Tensor,
-    ) -> None:
-        """residual[T, hidden] += delta (updated); out = RMSNorm(residual) * weight."""
-        norm.add_rms_norm(delta, residual, weight, eps, out, self.traits)
-
-    def linear(self, x: torch.Tensor, weight: Linear, out: torch.Tensor) -> None:
-        """out[T, N] = x[T, K] @ weight.T + bias; ``out`` may be wider in dtype than ``x``."""
-        choice = self.tuner.choose(
-            weight.out_features, weight.in_features, x.shape[0], out.dtype != x.dtype
-        )
-        matrix = cast(DenseMatrix, weight)
-        gemm.linear(x, matrix.weight, matrix.bias, out, choice, self._gemm_workspace, self.traits)
-
-    def add_low_rank(
-        self, x: torch.Tensor, stack: LowRankStack, step: StepInputs, out: torch.Tensor
-    ) -> None:
-        """out[t] += scale * up @ (down @ x[t]) of each token's adapter."""
-        low_rank.add_low_rank(
-            x,
-            stack,
-            step.adapter_of_token,
-            out,
-            step.max_query_length,
-            self._low_rank_workspace,
-            self.traits,
-        )
-
-    def rotate_and_cache(
-        self,
-        qkv: torch.Tensor,
-        cos_sin: torch.Tensor,
-        norm: HeadNorm | None,
-        shape: AttentionShape,
-        cache: LayerCache,
-        step: StepInputs,
-    ) -> None:
-        """Normalise heads if asked, rotate queries and keys by position, write K and V to pages."""
-        pages = cast(PagedCache, cache)
-        rotary.rotate_and_cache(
-            qkv,
-            cos_sin,
-            None if norm is None else norm.query,
-            None if norm is None else norm.key,
-            0.0 if norm is None else norm.eps,
-            shape.num_heads,
-            shape.num_kv_heads,
-            pages.keys,
-            pages.values,
-            step.positions,
-            step.cache_slots,
-            self.traits,
-            keys_in_place=step.max_query_length > 1,
-        )
-
-    def attention(
-        self,
-        qkv: torch.Tensor,
-        shape: AttentionShape,
-        cache: LayerCache,
-        step: StepInputs,
-        out: torch.Tensor,
-    ) -> None:
-        """out[T, heads * head_dim] = causal attention of the rotated queries over the pages."""
-        pages = cast(PagedCache, cache)
-        paged.paged_attention(
-            qkv,
-            shape.num_heads,
-            shape.num_kv_heads,
-            shape.scale,
-            shape.sliding_window,
-            pages.keys,
-            pages.values,
-            step.query_start,
-            step.context_lengths,
-            step.rows,
-            step.block_tables,
-            out,
-            step.max_query_length,
-            step.max_context_length,
-            self._attention_workspace,
-            self.traits,
-        )
-
-    def linear_add_rms_norm(
-        self,
-        x: torch.Tensor,
-        weight: Linear,
-        delta: torch.Tensor,
-        residual: torch.Tensor,
-        norm_weight: torch.Tensor,
-        eps: float,
-        out: torch.Tensor,
-    ) -> None:
-        """residual += x @ weight.T + bias; out = RMSNorm(residual) * norm_weight."""
-        matrix = cast(DenseMatrix, weight)
-        if matrix.bias is None and x.shape[0] >= gemm.FEWEST_TOKENS_ADDED:
-            choice = self.tuner.choose(
-                weight.out_features, weight.in_features, x.shape[0], wide_output=False
-            )
-            gemm.add_linear(x, matrix.weight, residual, choice)
-            self.rms_norm(residual, norm_weight, eps, out)
-        else:
-            self.linear(x, weight, delta)
-            self.add_rms_norm(delta, residual, norm_weight, eps, out)
-
-    def gather_rows(self, source: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
-        """out[R, W] = source[rows]."""
-        embedding.embed(rows, source, out, self.traits)
-
-    def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
-        """out[T, I] = silu(gate_up[:, :I]) * gate_up[:, I:]."""
-        activation.silu_mul(gate_up, out, self.traits)
-
-    def gated_linear(
-        self, x: torch.Tensor, weight: Linear, gate_up: torch.Tensor, out: torch.Tensor
-    ) -> None:
-        """out[T, I] = silu_mul of x @ weight.T + bias; ``gate_up`` is unwritten for few tokens."""
-        if x.shape[0] > triton_gated.MOST_TOKENS or self.tuner.library_only:
-            self.linear(x, weight, gate_up)
-            self.silu_mul(gate_up, out)
-        else:
-            matrix = cast(DenseMatrix, weight)
-            triton_gated.gated_linear(x, matrix.weight, matrix.bias, out, self.traits)
-
-    def gather_add_rms_norm(
-        self,
-        delta: torch.Tensor,
-        residual: torch.Tensor,
-        weight: torch.Tensor,
-        eps: float,
-        sampled_tokens: torch.Tensor,
-        out: torch.Tensor,
-    ) -> None:
-        """out[R, hidden] = RMSNorm(residual + delta)[sampled_tokens] * weight; the final norm."""
-        norm.gather_add_rms_norm(delta, residual, weight, eps, sampled_tokens, out, self.traits)
-
-    def _dense(self, part: WeightPart) -> torch.Tensor:
-        matrix = dequantize(part, self._dtype) if isinstance(part, GGUFBlocks) else part
-        return matrix.to(self._device, self._dtype).contiguous()
 
 
 class TritonBackend:
@@ -397,6 +69,28 @@ class TritonBackend:
         operations = self._operations
         return DeviceSampler(
             max_rows, max_length, max_logits, vocab_size, operations.device, operations.traits
+        )
+
+    def publish(
+        self,
+        staged: torch.Tensor,
+        step: torch.Tensor,
+        block_tables: torch.Tensor,
+        layout: StepLayout,
+        num_tokens: int,
+        num_sequences: int,
+        num_changed: int,
+    ) -> None:
+        """Queue the way of a step's inputs to the device; see ``PublishesSteps``."""
+        step_inputs.publish(
+            staged,
+            step,
+            block_tables,
+            layout,
+            num_tokens,
+            num_sequences,
+            num_changed,
+            self._operations.traits,
         )
 
     def compile(
