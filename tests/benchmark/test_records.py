@@ -72,6 +72,15 @@ def test_a_record_is_whole_or_absent(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_where_nothing_can_be_written_is_said_before_the_run(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file" / "r.json", Path("/proc/r.json")):
+        with pytest.raises(ConfigurationError, match=f"cannot write {out}"):
+            record_path(out, "NVIDIA H100", "latency")
+    assert record_path(tmp_path / "new" / "r.json", "NVIDIA H100", "x") == tmp_path / "new/r.json"
+    assert not list((tmp_path / "new").iterdir())
+
+
 def test_a_failed_write_leaves_the_old_record(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     a_record().write(path)

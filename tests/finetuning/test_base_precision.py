@@ -142,6 +142,16 @@ def test_bench_writes_a_record_for_each_system(tmp_path: Path, precision: str) -
         assert metrics["train_tokens_per_s"]["samples"][0] == pytest.approx(32 / step * 1e3)
 
 
+def test_bench_refuses_rows_that_are_longer_than_the_model(tmp_path: Path, capsys) -> None:
+    arguments = ["--random-weights", "--row-tokens", "9000", "--out", str(tmp_path / "r.json")]
+    with pytest.raises(SystemExit) as stopped:
+        main(["bench", "finetune", "smollm2-135m", *arguments])
+    assert stopped.value.code == 2
+    said = "headrace: rows of 9000 tokens exceed the 8192 positions of smollm2-135m\n"
+    assert capsys.readouterr().err == said
+    assert not list(tmp_path.iterdir())
+
+
 def test_model_flops_of_the_reference_workload() -> None:
     raw = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096,

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Final, Literal
 
 import msgspec
@@ -173,6 +174,8 @@ def median_row(metric: str, samples: Sequence[float], unit: str, **facts: object
 def record_path(out: Path | None, device: str, what: str) -> Path:
     """Where a run is written: ``out``, or a free name in it that begins with the device.
 
+    Call it before the run, which would be lost where nothing can be written.
+
     Args:
         out: A file to write or replace, a directory to choose a name in, or ``None``: the
             current directory.
@@ -180,9 +183,11 @@ def record_path(out: Path | None, device: str, what: str) -> Path:
         what: The rest of the name, such as ``latency-llama3-8b``.
 
     Raises:
-        ConfigurationError: ``out`` is a file name that does not end in ``.json``.
+        ConfigurationError: ``out`` is a file name that does not end in ``.json``, or no file can be
+            made there.
     """
     if out is not None and out.suffix == ".json" and not out.is_dir():
+        _check_writable(out)
         return out
     if out is not None and out.exists() and not out.is_dir():
         raise ConfigurationError(f"--out {out}: name a directory or a file that ends in .json")
@@ -191,4 +196,14 @@ def record_path(out: Path | None, device: str, what: str) -> Path:
     path, number = directory / f"{stem}.json", 2
     while path.exists():
         path, number = directory / f"{stem}-{number}.json", number + 1
+    _check_writable(path)
     return path
+
+
+def _check_writable(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigurationError(f"cannot write {path}: {error.strerror or error}") from None

@@ -83,6 +83,14 @@ def _shape(options: BenchOptions) -> ModelConfig:
     return hf_config(described, path)
 
 
+def _check_lengths(options: BenchOptions, shape: ModelConfig) -> None:
+    longest = max(workload.row_tokens for workload in options.workloads)
+    if longest > shape.max_position:
+        raise ConfigurationError(
+            f"rows of {longest} tokens exceed the {shape.max_position} positions of {options.model}"
+        )
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -99,12 +107,16 @@ def run_bench(options: BenchOptions, out: Path | None, console: Console) -> None
     """Measure, print the table, write a record for each system.
 
     Raises:
-        ConfigurationError: An option that cannot be, or losses that differ from stock PEFT's (after
-            the records are written).
+        ConfigurationError: An option that cannot be, rows longer than the model's positions, or
+            losses that differ from stock PEFT's (after the records are written).
     """
     shape, device = _shape(options), _device(options.device)
+    _check_lengths(options, shape)
     on_gpu = device.type == "cuda"
     device_name = torch.cuda.get_device_name(device) if on_gpu else processor()
+    what = f"finetune-{Path(options.model).name.lower()}"
+    # The run would be lost if nothing could be written.
+    record_path(out, device_name, what)
 
     def make_base(title: str, convert: Converter | None) -> PreTrainedModel:
         started = time.perf_counter()
@@ -150,13 +162,13 @@ def run_bench(options: BenchOptions, out: Path | None, console: Console) -> None
         record = own_record(
             device_name, rows, versions, driver=driver, seed=options.seed, model=options.model
         )
-        what = f"finetune-{Path(options.model).name.lower()}"
+        name = what
         if system != OURS:
-            what += f"-{system}"
+            name += f"-{system}"
             record = msgspec.structs.replace(
                 record, system=system, system_version=versions.get(system, "")
             )
-        path = record_path(_own_path(out, system), device_name, what)
+        path = record_path(_own_path(out, system), device_name, name)
         record.write(path)
         console.print(f"record: {path}")
     check_losses(measurements)

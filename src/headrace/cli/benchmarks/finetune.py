@@ -31,7 +31,7 @@ from headrace.cli.benchmarks.options import out_option, seed_option
 @click.option(
     "--small-memory", is_flag=True, help="FP8: no transposed copy of the weights is kept."
 )
-@click.option("--stock/--no-stock", default=True, help="Also stock PEFT (bf16 only). [stock]")
+@click.option("--stock/--no-stock", default=True, help="Also stock PEFT (not over FP8). [stock]")
 @click.option("--trainer", is_flag=True, help="Also ours in the trainer of headrace finetune.")
 @click.option("--rank", type=click.IntRange(min=1), default=8, help="[8]")
 @click.option("--alpha", type=click.IntRange(min=1), default=32, help="[32]")
