@@ -111,6 +111,7 @@ def test_a_figure_that_cannot_be_measured_says_why(monkeypatch):
 
     monkeypatch.setattr(measuring, "_copy", out_of_memory)
     monkeypatch.setattr(measuring, "_SECONDS_EACH", 0.01)
+    monkeypatch.setattr(measuring, "_CPU_SIZE", 64)
     threads = torch.get_num_threads()
     try:
         copy, *products = measuring.measure_rates(torch.device("cpu"))

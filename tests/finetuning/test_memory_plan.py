@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console
 
 from headrace.checkpoint.shapes import shape
+from headrace.finetuning import devices
 from headrace.finetuning.placement.choose import choose_placement
 from headrace.finetuning.placement.effective_pieces import effective_pieces
 from headrace.finetuning.placement.memory_plan import plan_memory
@@ -15,6 +16,7 @@ from headrace.finetuning.placement.parameter_counts import adapter_parameters, c
 from headrace.finetuning.placement.placements import Placement
 from headrace.finetuning.placement.report import REFERENCE_TARGETS, best_plan, print_report
 from headrace.finetuning.placement.workload import UNFUSED, FusedPieces, TrainingWorkload
+from headrace.finetuning.settings import FinetuneSettings
 from headrace.hardware.known_devices import KNOWN_DEVICES, known_device
 from headrace.link.errors import ConfigurationError
 
@@ -174,3 +176,20 @@ def test_unknown_targets_and_devices_are_refused_with_what_there_is():
     with pytest.raises(ConfigurationError, match="`mi9000`; there are mi300x"):
         known_device("mi9000")
     assert all(device.source for device in KNOWN_DEVICES.values())
+
+
+def test_a_base_in_float32_takes_four_bytes_a_parameter():
+    config = shape("smollm2-135m")
+    workload = dataclasses.replace(REFERENCE, base_precision="fp32")
+    weights, *_ = plan_memory(config, workload, Placement.SINGLE, 1).parts
+    assert weights.bytes == 4 * count_parameters(config, 8, ("q_proj",)).frozen
+    assert weights.how == "4 bytes a parameter"
+
+
+@pytest.mark.parametrize(("multiplies", "base"), [(True, "bf16"), (False, "fp32")])
+def test_the_base_is_in_float32_where_bfloat16_is_slow(monkeypatch, capsys, multiplies, base):
+    monkeypatch.setattr(devices, "multiplies_bfloat16", lambda device: multiplies)
+    settings = FinetuneSettings(data="rows.jsonl", device="cpu")
+    decided = devices.decide_placement(settings, shape("smollm2-135m"), 64, Console())
+    assert decided.base_precision == base
+    assert ("held in float32" in capsys.readouterr().out) is not multiplies

@@ -13,7 +13,7 @@ from headrace.finetuning.placement.placements import Placement
 from headrace.finetuning.placement.report import GIB, plan_table
 from headrace.finetuning.run_workload import workload_of
 from headrace.finetuning.settings import FinetuneSettings
-from headrace.hardware.device import resolve_device
+from headrace.hardware.device import multiplies_bfloat16, resolve_device
 from headrace.hardware.memory import available_bytes
 from headrace.hardware.processor import usable_cores
 from headrace.link.errors import ConfigurationError
@@ -25,6 +25,7 @@ def decide_placement(
     """The settings with ``device``, ``placement`` and ``processes`` filled in.
 
     On a CPU a run is one process unless a placement is forced: several would share the same cores.
+    Where the device cannot multiply bfloat16 well, a base asked for in it is held in float32.
 
     Args:
         settings: As the user gave them.
@@ -37,6 +38,9 @@ def decide_placement(
     """
     device = resolve_device(settings.device)
     on_gpu = device.type == "cuda"
+    if settings.base_precision == "bf16" and not multiplies_bfloat16(device):
+        console.print("this processor has no fast bfloat16 products: the base is held in float32")
+        settings = msgspec.structs.replace(settings, base_precision="fp32")
     devices = torch.cuda.device_count() if on_gpu else usable_cores()
     count = _processes(settings, devices, on_gpu)
     forced = None if settings.placement == "auto" else Placement(settings.placement)

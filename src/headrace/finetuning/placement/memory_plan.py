@@ -169,10 +169,11 @@ def _outside(step: list[MemoryPart], workload: TrainingWorkload) -> list[MemoryP
 
 def _weights(config: ModelConfig, workload: TrainingWorkload, shares: int) -> MemoryPart:
     format = WEIGHT_FORMATS[BASE_FORMATS[workload.base_precision]]
-    total = quantized_weight_bytes(config, format, "bfloat16")
+    whole = {"bf16": "bfloat16", "fp32": "float32"}.get(workload.base_precision)
+    total = quantized_weight_bytes(config, format, whole or "bfloat16")
     how = f"projections {format.name} ({format.meaning}), the rest bf16"
-    if format.name == "bf16":
-        how = "2 bytes a parameter"
+    if whole:
+        how = f"{format.matrix_bytes(1, 1)} bytes a parameter"
     if workload.base_precision == "fp8" and workload.fp8_transposed:
         total += _projection_bytes(config, format) * config.num_layers
         how += ", projections a second time, transposed"
@@ -214,7 +215,7 @@ def _gathered(
     format = WEIGHT_FORMATS[BASE_FORMATS[workload.base_precision]]
     layer = _projection_bytes(config, format)
     outside = sum(
-        2 * prod(shape)
+        workload.element_bytes * prod(shape)
         for name, shape in expected_tensors(config).items()
         if name in (EMBEDDING, HEAD, FINAL_NORM)
     )
