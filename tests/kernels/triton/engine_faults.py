@@ -205,7 +205,8 @@ def main() -> int:
                     action(
                         EngineSettings(
                             model=directory, device=arguments.device, random_weights_seed=0,
-                            max_total_tokens=2048, log_level="warning", **settings,
+                            max_total_tokens=2048, kv_cache_bytes=2 << 30, log_level="warning",
+                            **settings,
                         )
                     )
                 )
@@ -224,7 +225,7 @@ def main() -> int:
         lambda settings: refusal(
             "out of memory", settings, ("out of memory", "--max-batch-prefill-tokens")
         ),
-        max_batch_prefill_tokens=2_000_000,
+        max_batch_prefill_tokens=5_000_000,
     )
     os.environ["HEADRACE_TUNED_GEMM"] = "on"
     on("smollm2-135m", corrupt_tuning)

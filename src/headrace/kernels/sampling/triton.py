@@ -31,7 +31,9 @@ def most_likely_kernel(
     BLOCK: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """Grid (``SLICES``, rows); not a number counts as infinity, so that it is never passed over.
+    """Grid (rows, ``SLICES``); not a number counts as infinity, so that it is never passed over.
+
+    The last slices first: of many rows of logits what was written last is still in the L2 cache.
 
     Args:
         rows: [R] int32, whose logits they are.
@@ -42,8 +44,9 @@ def most_likely_kernel(
     """
     start_dependents(PDL)
     wait_for_inputs(PDL)
-    row = tl.program_id(1)
-    first = tl.program_id(0) * slice_size
+    row = tl.program_id(0)
+    piece = SLICES - 1 - tl.program_id(1)
+    first = piece * slice_size
     last = tl.minimum(first + slice_size, vocab_size)
     column = tl.arange(0, BLOCK)
     peaks = tl.full([BLOCK], float("-inf"), tl.float32)
@@ -59,7 +62,7 @@ def most_likely_kernel(
     peak = tl.max(peaks, axis=0)
     token = tl.min(tl.where(peaks == peak, ids, 2147483647), axis=0)
     if SLICES > 1:
-        slot = row * SLICES + tl.program_id(0)
+        slot = row * SLICES + piece
         tl.store(partial_peaks + slot, peak)
         tl.store(partial_ids + slot, token)
         tl.debug_barrier()
@@ -109,7 +112,7 @@ class MostLikely:
         count, vocab_size = logits.shape
         # Two variants and no more: a warm-up that runs one row and all of them has compiled both.
         slices = _MOST_SLICES if count <= _FEW_ROWS else _MOST_SLICES // 8
-        most_likely_kernel[(slices, count)](
+        most_likely_kernel[(count, slices)](
             logits,
             self.token_ids,
             self.finite,

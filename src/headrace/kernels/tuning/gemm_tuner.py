@@ -9,6 +9,7 @@ import hashlib
 import logging
 import time
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from headrace.kernels.tuning.candidates import candidates, untuned
 from headrace.kernels.tuning.measure import ChainTimer
 from headrace.kernels.tuning.precompile import Job, precompile
 
-TOKEN_COUNTS = (1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256)
+TOKEN_COUNTS = (1, 8, 16, 32, 64, 96, 128, 160, 192, 224, 256)
 """Measured numbers of tokens; others up to the last take the choice of the next larger."""
 
 LARGE_TOKEN_COUNTS = (384, 512, 768, 1024, 2048, 4096, 8192)
@@ -98,11 +99,17 @@ class GemmTuner:
         """Choices as they are now; shapes without one take what needs no measurement."""
         self.frozen = True
 
-    def tune(self, weights: dict[LinearShape, list[torch.Tensor]]) -> list[tables.TunedShape]:
+    def tune(
+        self,
+        weights: dict[LinearShape, list[torch.Tensor]],
+        meanwhile: Callable[[], Callable[[], None]] | None = None,
+    ) -> list[tables.TunedShape]:
         """Choose for every shape, from the table on disk or by measuring on these weights.
 
         Args:
             weights: Every weight of each shape; they are only read.
+            meanwhile: Begun where there is something to measure, beside the compilation of the
+                candidates; what it returns is waited for before the first measurement.
 
         Returns:
             The results, for a report.
@@ -115,7 +122,7 @@ class GemmTuner:
         if results is None:
             started = time.perf_counter()
             with tunable_library.tuning(None if path is None else _beside(path)):
-                results = self._measure(weights)
+                results = self._measure(weights, meanwhile)
             _logger.info("tuned %d GEMMs in %.1f s", len(results), time.perf_counter() - started)
             if path is not None:
                 tables.save(path, tables.TuningTable(validators=validators, shapes=results))
@@ -160,7 +167,12 @@ class GemmTuner:
             return None
         return table.shapes
 
-    def _measure(self, weights: dict[LinearShape, list[torch.Tensor]]) -> list[tables.TunedShape]:
+    def _measure(
+        self,
+        weights: dict[LinearShape, list[torch.Tensor]],
+        meanwhile: Callable[[], Callable[[], None]] | None,
+    ) -> list[tables.TunedShape]:
+        wait = None if meanwhile is None else meanwhile()
         listed = [
             (shape, tokens, candidates(shape.num_rows, shape.columns, tokens, self._traits))
             for shape in weights
@@ -180,6 +192,8 @@ class GemmTuner:
             if choice.kind in ("gemv", "skinny")
         }
         precompile(list(jobs.values()), self._device)
+        if wait is not None:
+            wait()
         for shape, tokens, choices in listed:
             for choice in choices:
                 self._workspace.reserve(choice, tokens, shape.num_rows)

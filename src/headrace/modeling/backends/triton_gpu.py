@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,8 +13,9 @@ from headrace.kernels.step_inputs import triton as step_inputs
 from headrace.kernels.step_inputs.layout import StepLayout
 from headrace.link.errors import ConfigurationError
 from headrace.modeling.activations import Activations
+from headrace.modeling.backends import precompile
 from headrace.modeling.backends.backend import Computation
-from headrace.modeling.backends.captured_graphs import GraphProgram
+from headrace.modeling.backends.captured_graphs import GraphProgram, decode_buckets
 from headrace.modeling.backends.triton_operations import TritonOperations
 from headrace.modeling.sampling.device_sampler import DeviceSampler
 from headrace.modeling.step import StepInputs
@@ -97,6 +99,20 @@ class TritonBackend:
         self, computation: Computation, step: StepInputs, activations: Activations
     ) -> GraphProgram:
         """Tune GEMMs if that was not done yet; graphs are captured by the program's ``capture``."""
-        self._operations.tune()
+        self._operations.tune(lambda: self._precompile(step, activations))
         most = min(self._most_graph_sequences, step.rows.shape[0], activations.logits.shape[0])
         return GraphProgram(computation, step, activations, most)
+
+    def _precompile(self, step: StepInputs, activations: Activations) -> Callable[[], None]:
+        operations, rows = self._operations, step.rows.shape[0]
+        parts = precompile.parts_of(
+            list(operations.attention_shapes),
+            decode_buckets(rows),
+            step.block_tables.shape[1],
+            activations.activated.shape[1],
+            activations.normed.shape[1],
+            activations.logits.shape[1],
+            operations.activation_dtype,
+            operations.traits,
+        )
+        return precompile.start(parts, operations.device)

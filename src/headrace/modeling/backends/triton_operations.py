@@ -6,6 +6,7 @@ One source for NVIDIA and AMD (torch calls both ``cuda``). Triton is imported by
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -107,6 +108,7 @@ class TritonOperations:
         self._low_rank_workspace = low_rank.LowRankWorkspace(device)
         self.tuner = GemmTuner(device, dtype, self.traits, self._gemm_workspace, tuning_directory)
         self._matrices: list[DenseMatrix] = []
+        self.attention_shapes: dict[tuple[AttentionShape, int], None] = {}
 
     @property
     def device(self) -> torch.device:
@@ -155,6 +157,7 @@ class TritonOperations:
                 f"{shape.num_heads} heads over {shape.num_kv_heads} key-value heads are not "
                 "supported on a GPU: groups must be whole and of at most 64"
             )
+        self.attention_shapes[shape, block_size] = None
         size = (num_blocks, shape.num_kv_heads, block_size, shape.head_dim)
         keys, values = (
             torch.zeros(size, dtype=self._dtype, device=self._device).permute(0, 2, 1, 3)
@@ -166,8 +169,11 @@ class TritonOperations:
         """Bytes that one block of one layer takes, keys and values together."""
         return 2 * shape.num_kv_heads * block_size * shape.head_dim * self._dtype.itemsize
 
-    def tune(self) -> list[TunedShape]:
+    def tune(self, meanwhile: Callable[[], Callable[[], None]] | None = None) -> list[TunedShape]:
         """Choose how to compute every linear packed so far; does nothing the second time.
+
+        Args:
+            meanwhile: As ``GemmTuner.tune`` takes it.
 
         Returns:
             The results, for a report.
@@ -180,7 +186,7 @@ class TritonOperations:
             wide = index == len(self._matrices) - 1
             shape = LinearShape(matrix.out_features, matrix.in_features, wide)
             weights.setdefault(shape, []).append(matrix.weight)
-        return self.tuner.tune(weights)
+        return self.tuner.tune(weights, meanwhile)
 
     # The step.
 
