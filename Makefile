@@ -44,7 +44,7 @@ types: $(VENV)/installed-dev
 
 # -v takes back the -q of pyproject: the run closes on pytest's full summary line.
 pytest: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -v --no-header $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -v --no-header --durations=20 $(PYTEST_ARGS)
 
 format: $(VENV)/installed-dev ## Format the sources and apply safe lint fixes
 	$(BIN)/ruff check --fix .
