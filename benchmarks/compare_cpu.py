@@ -25,8 +25,9 @@ from pathlib import Path
 
 import msgspec
 
-from headrace.benchmark.provenance import command_line, commit_of, processor, versions_of
+from headrace.benchmark.provenance import command_line, commit_of, device_slug, versions_of
 from headrace.benchmark.record import Record, Row, median_row
+from headrace.hardware.processor import processor
 
 HERE = Path(__file__).parent
 PEERS = HERE / "peers"
@@ -158,7 +159,7 @@ def main() -> None:
             command=command_line(),
             system=system,
             rows=rows,
-        ).write(options.out / f"cpu-zen4-{system}.json")
+        ).write(options.out / f"{device_slug(processor())}-{system}.json")
 
     if not options.peers_only:
         write("headrace", versions_of("headrace").get("headrace", ""), headrace_rows(options.gguf))

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from headrace.benchmark.provenance import processor, versions_of
+from headrace.benchmark.provenance import versions_of
 from headrace.benchmark.record import Row, own_record
+from headrace.hardware.processor import processor
 from headrace.modeling.backends.native_cpu import NativeCpuBackend
 from headrace.modeling.sampling.choices import DrawParameters, TokenChoices
 from headrace.modeling.sampling.torch_choices import TorchChoices

@@ -19,13 +19,14 @@ from pathlib import Path
 
 import uvloop
 
-from headrace.benchmark.provenance import processor, versions_of
+from headrace.benchmark.provenance import versions_of
 from headrace.benchmark.record import Row, median_row, own_record
 from headrace.benchmark.serving.arrivals import due_times
 from headrace.benchmark.serving.load import Load, LoadLimits
 from headrace.benchmark.serving.outcome import Outcome
 from headrace.benchmark.serving.target import find_target
 from headrace.benchmark.serving.workload import RandomWorkload
+from headrace.hardware.processor import processor
 
 _NULL_SERVER = [sys.executable, "-m", "headrace.benchmark.serving.null_server"]
 

@@ -19,9 +19,10 @@ from pydoc_data import topics
 from typing import Any
 
 from headrace import LLM, SamplingParams
-from headrace.benchmark.provenance import processor, versions_of
+from headrace.benchmark.provenance import versions_of
 from headrace.benchmark.record import Row, own_record
 from headrace.checkpoint.resolve import resolve
+from headrace.hardware.processor import processor
 
 WINDOW = 1024
 

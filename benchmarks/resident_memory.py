@@ -22,8 +22,9 @@ from pathlib import Path
 import httpx
 import psutil
 
-from headrace.benchmark.provenance import processor, versions_of
+from headrace.benchmark.provenance import versions_of
 from headrace.benchmark.record import Row, own_record
+from headrace.hardware.processor import processor
 
 MIB = 2**20
 NEW_TOKENS = 64

@@ -27,8 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, quantiles
 
-from headrace.benchmark.provenance import processor, versions_of
+from headrace.benchmark.provenance import versions_of
 from headrace.benchmark.record import Row, median_row, own_record
+from headrace.hardware.processor import processor
 from headrace.scheduling import Request, Scheduler, SchedulerLimits, StepPlan
 
 VOCABULARY = 49_152

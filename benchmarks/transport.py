@@ -24,8 +24,9 @@ from typing import Any, cast
 import psutil
 import uvloop
 
-from headrace.benchmark.provenance import processor, versions_of
+from headrace.benchmark.provenance import versions_of
 from headrace.benchmark.record import Row, median_row, own_record
+from headrace.hardware.processor import processor
 
 _PROMPT = "The quick brown fox jumps over the lazy dog. " * 13
 _NEW_TOKENS = 128

@@ -17,13 +17,6 @@ def test_recorded_peaks_are_predicted_within_5_percent(check: MemoryCheck) -> No
     assert check.predicted == pytest.approx(check.measured, rel=0.05)
 
 
-def test_peaks_of_a_cpu_are_known_as_such_on_any_machine(monkeypatch) -> None:
-    monkeypatch.setattr("headrace.benchmark.provenance.processor", lambda: "another processor")
-    found = [check for check in memory_checks(RECORDS) if check.device.startswith("cpu-zen4")]
-    assert found == [check for check in CHECKS if check.device.startswith("cpu-zen4")]
-    assert found
-
-
 def test_there_is_one_of_each_kind() -> None:
     read = {check.of.rpartition(", ")[2] for check in CHECKS}
     assert {"allocated", "in use"} <= read

@@ -9,9 +9,10 @@ import jsonschema_rs
 import msgspec
 import pytest
 
-from headrace.benchmark.provenance import command_line, device_slug, processor
+from headrace.benchmark.provenance import command_line, device_slug
 from headrace.benchmark.record import Record, Row, load_record, median_row, record_path
 from headrace.benchmark.schema import record_schema
+from headrace.hardware.processor import processor
 from headrace.link.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
@@ -132,9 +133,11 @@ def test_names_begin_with_the_device(tmp_path: Path) -> None:
         ("AMD Instinct MI300X", "mi300x"),
         ("AMD Instinct MI250X / MI250", "mi250x"),
         ("NVIDIA GeForce RTX 4090", "nvidia-geforce-rtx-4090"),
+        ("AMD EPYC (zen3), 2 CPUs", "cpu-zen3"),
+        ("AMD EPYC (zen4), 2 CPUs", "cpu-zen4"),
     ],
 )
-def test_short_names_of_gpus(device: str, slug: str) -> None:
+def test_short_names_of_devices(device: str, slug: str) -> None:
     assert device_slug(device) == slug
 
 

@@ -47,9 +47,12 @@ def test_out_of_memory_in_warmup_names_the_limits_to_lower() -> None:
         raise RuntimeError("other")
 
 
-def test_gemms_are_not_tuned_without_a_gpu() -> None:
-    with pytest.raises(ConfigurationError, match="GPU with Triton"):
-        tune_gemm(shape("llama3-8b"))
+def test_gemms_are_not_tuned_where_there_is_no_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match=r"native kernels on a CPU; here is torch .*16"):
+        tune_gemm(shape("smollm2-135m"), "float16")
+    monkeypatch.setenv("HEADRACE_TUNED_GEMM", "off")
+    with pytest.raises(ConfigurationError, match="HEADRACE_TUNED_GEMM is off"):
+        tune_gemm(shape("smollm2-135m"))
 
 
 def test_gain_is_the_share_of_the_library_time_that_is_saved() -> None:

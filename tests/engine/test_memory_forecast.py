@@ -25,7 +25,8 @@ from headrace.modeling.backends.torch_backend import TorchOperations
 
 GIB = 2**30
 
-# The most that was resident while the cache was filled and every row was filtered.
+# The most that was resident while the cache was filled and every row asked for every filter, and
+# then while long prompts asked for the log-probabilities of their tokens.
 _ENGINE = r"""
 import random, re
 from headrace import LLM, SamplingParams
@@ -35,9 +36,16 @@ prompts = [[stream.randrange(10, 49152) for _ in range(60)] for _ in range(128)]
 llm.generate(
     prompts,
     SamplingParams(
-        max_new_tokens=4, ignore_eos=True, do_sample=True, top_p=0.9, repetition_penalty=1.1,
+        max_new_tokens=4, ignore_eos=True, do_sample=True, temperature=0.7, top_k=50, top_p=0.9,
+        typical_p=0.95, repetition_penalty=1.1, frequency_penalty=0.1, presence_penalty=0.1,
         logprobs=True, top_n_tokens=5, seed=0,
     ),
+    progress=False,
+)
+prompts = [[stream.randrange(10, 49152) for _ in range(2000)] for _ in range(1)]
+llm.generate(
+    prompts,
+    SamplingParams(max_new_tokens=4, ignore_eos=True, decoder_input_details=True),
     progress=False,
 )
 # Not getrusage: its peak begins with that of the process that started this one.

@@ -34,9 +34,9 @@ class LogitsHarness:
         self.num_blocks = num_blocks
         self._buffers = StepBuffers(256, 8, num_blocks, BLOCK_SIZE, ops.device)
         self._activations = Activations.allocate(config, ops, 256, 256)
-        caches = [
-            ops.allocate_cache(layer.attention, num_blocks, BLOCK_SIZE) for layer in decoder.layers
-        ]
+        caches = ops.allocate_caches(
+            [layer.attention for layer in decoder.layers], num_blocks, BLOCK_SIZE
+        )
         self._body = backend.compile(
             lambda step, buffers: decoder.body(step, buffers, caches),
             self._buffers.inputs,

@@ -30,7 +30,7 @@ def test_unsupported_head_size_is_refused_with_what_is_supported(
     operations: TritonOperations,
 ) -> None:
     with pytest.raises(ConfigurationError, match=r"head size 80 .* supported: 64, 96, 128, 256"):
-        operations.allocate_cache(shape(8, 8, 80), 4, 16)
+        operations.allocate_caches([shape(8, 8, 80)], 4, 16)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(9, 4), (128, 1)])
@@ -38,7 +38,7 @@ def test_groups_of_heads_must_be_whole_and_fit_a_tile(
     operations: TritonOperations, heads: int, kv_heads: int
 ) -> None:
     with pytest.raises(ConfigurationError, match=f"{heads} heads over {kv_heads}"):
-        operations.allocate_cache(shape(heads, kv_heads, 64), 4, 16)
+        operations.allocate_caches([shape(heads, kv_heads, 64)], 4, 16)
 
 
 def test_float32_is_refused() -> None:
@@ -48,7 +48,7 @@ def test_float32_is_refused() -> None:
 
 def test_cache_takes_the_bytes_it_says(operations: TritonOperations) -> None:
     layer = shape(8, 2, 64)
-    cache = operations.allocate_cache(layer, 5, 16)
+    (cache,) = operations.allocate_caches([layer], 5, 16)
     assert cache.keys.shape == (5, 16, 2, 64)
     held = cache.keys.untyped_storage().nbytes() + cache.values.untyped_storage().nbytes()
     assert held == 5 * operations.cache_bytes_per_block(layer, 16)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from headrace.benchmark.provenance import gpu_driver, processor, versions_of
+from headrace.benchmark.provenance import gpu_driver, versions_of
+from headrace.hardware.processor import processor
 
 
 @dataclass(frozen=True, slots=True)

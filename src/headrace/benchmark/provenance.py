@@ -14,19 +14,9 @@ from pathlib import Path
 
 import headrace
 
-_ZEN4 = (1, 6, 7, 10)
-"""High digits of the model numbers of AMD's family 25 that are Zen 4; the others are Zen 3."""
-
-_INTEL = {85: "cascadelake", 106: "icelake", 143: "sapphirerapids", 207: "emeraldrapids"}
 _GPU = re.compile(r"\b(MI\d{3}[AX]?|[A-Z]{1,3}\d{2,4}[A-Z]?)\b")
+_CPU = re.compile(r"\(([a-z0-9-]+)\), \d+ CPUs$")
 _GIT_SECONDS = 10
-
-
-def processor() -> str:
-    """The CPU's name and the number of CPUs."""
-    first, count = _cpuinfo()
-    name = first.get("model name")
-    return f"{name}, {count} CPUs" if name else platform.processor() or platform.machine()
 
 
 def device_slug(device: str) -> str:
@@ -35,8 +25,8 @@ def device_slug(device: str) -> str:
     Args:
         device: What the driver calls a GPU, or ``processor()``.
     """
-    if device == processor():
-        return f"cpu-{_microarchitecture()}"
+    if found := _CPU.search(device):
+        return f"cpu-{found[1]}"
     found = _GPU.search(device)
     return _slug(found[1] if found else device)
 
@@ -103,31 +93,6 @@ def command_line(arguments: Sequence[str] | None = None) -> str:
     if path.name == "headrace" or path.parts[-3:] == ("headrace", "cli", "__main__.py"):
         return shlex.join(["headrace", *rest])
     return shlex.join(["python", program, *rest])
-
-
-def _cpuinfo() -> tuple[dict[str, str], int]:
-    """The first processor's entry of /proc/cpuinfo and the number of entries."""
-    try:
-        entries = Path("/proc/cpuinfo").read_text().strip().split("\n\n")
-    except OSError:
-        return {}, os.cpu_count() or 1
-    pairs = (line.partition(":") for line in entries[0].splitlines())
-    first = {key.strip(): value.strip() for key, _, value in pairs}
-    return first, sum(entry.startswith("processor") for entry in entries)
-
-
-def _microarchitecture() -> str:
-    first, _ = _cpuinfo()
-    vendor = first.get("vendor_id")
-    if vendor not in ("AuthenticAMD", "GenuineIntel"):
-        return _slug(first.get("model name") or platform.machine())
-    family, model = int(first["cpu family"]), int(first["model"])
-    if vendor == "GenuineIntel":
-        known = _INTEL.get(model) if family == 6 else None
-    else:
-        zen = {23: "zen2", 25: "zen4" if model >> 4 in _ZEN4 else "zen3", 26: "zen5"}
-        known = zen.get(family)
-    return known or _slug(first["model name"])
 
 
 def _slug(text: str) -> str:

@@ -14,7 +14,7 @@ import click
     help="Type that weights and activations are computed in. [bfloat16]",
 )
 def command(model: str, dtype: str) -> int:
-    """Measure the ways to compute each linear of MODEL on this GPU, and keep the choices.
+    """Measure the ways to compute each linear of MODEL on this device, and keep the choices.
 
     MODEL is a directory, GGUF file, hub id or built-in shape. A file that holds already is only
     shown; one measured on something else is measured again.
@@ -23,12 +23,11 @@ def command(model: str, dtype: str) -> int:
     from headrace.checkpoint.shapes import find_shape
     from headrace.engine.tune_gemm import tune_gemm
 
-    config = find_shape(model) or resolve(model).config
-    results = tune_gemm(config, dtype)
+    results = tune_gemm(find_shape(model) or resolve(model), dtype)
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("weight", "tokens", "choice", "us", "library us", "gain", box=None)
+    table = Table("weight", "tokens", "choice", "us", "default us", "gain", box=None)
     for tuned in results:
         table.add_row(
             f"{tuned.rows} x {tuned.columns}",

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
+from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.checkpoint.config import ModelConfig
+from headrace.engine.limits import decide_batch
+from headrace.engine.settings import EngineSettings
+from headrace.hardware.switches import is_on
 from headrace.link.errors import ConfigurationError
-from headrace.modeling.backends.choose import choose_backend
-from headrace.modeling.loading.load import random_decoder
+from headrace.modeling.backends.backend import Backend
+from headrace.modeling.backends.choose import BackendChoice, choose_backend
+from headrace.modeling.backends.native_cpu import NativeCpuBackend
+from headrace.modeling.loading.load import load_decoder, random_decoder
+from headrace.modeling.operations import Operations
+from headrace.modeling.runner import ModelRunner, RunnerLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +26,8 @@ class TunedGemm:
     """The choice for one weight shape [rows, columns] and number of tokens.
 
     Attributes:
-        microseconds: Time of the choice, a small norm before it included.
-        library_microseconds: The same with the vendor library's default.
+        microseconds: Time of the choice, on a GPU a small norm before it included.
+        library_microseconds: The same with the vendor library's default, or a CPU's default plan.
     """
 
     rows: int
@@ -36,20 +45,64 @@ class TunedGemm:
         return 1.0 - self.microseconds / self.library_microseconds
 
 
-def tune_gemm(config: ModelConfig, dtype: str = "auto") -> list[TunedGemm]:
+def tune_gemm(model: ModelConfig | Checkpoint, dtype: str = "auto") -> list[TunedGemm]:
     """Measure, or read what was measured before; the file is the one that serving reads.
 
-    Only shapes matter, so the weights are drawn rather than read.
+    On a GPU only shapes matter, so the weights are drawn rather than read. On a CPU their formats
+    matter too: a checkpoint's are read.
 
     Raises:
-        ConfigurationError: No GPU with Triton here, or a model that does not fit it.
+        ConfigurationError: No backend here that has a choice, or a model that does not fit.
     """
-    choice = choose_backend("auto", "auto", dtype, head_dim=config.head_dim)
+    config = model.config if isinstance(model, Checkpoint) else model
+    choice = choose_backend(
+        "auto", "auto", dtype, head_dim=config.head_dim, packed_weights=dtype == "auto"
+    )
+    if isinstance(choice.backend, NativeCpuBackend):
+        return _on_cpu(model, config, choice.backend)
     if choice.backend.name != "triton":
         raise ConfigurationError(
-            f"GEMMs are tuned on a GPU with Triton only; here is {choice.backend.name} on "
-            f"{choice.device}"
+            "GEMMs are tuned for Triton on a GPU and for native kernels on a CPU; here is "
+            f"{choice.backend.name} on {choice.device}: {choice.reason}"
         )
+    return _on_gpu(config, choice)
+
+
+def _on_cpu(
+    model: ModelConfig | Checkpoint, config: ModelConfig, backend: NativeCpuBackend
+) -> list[TunedGemm]:
+    if not is_on("TUNED_GEMM"):
+        raise ConfigurationError("HEADRACE_TUNED_GEMM is off: nothing is tuned")
+    operations = cast(Operations, backend.operations)
+    settings = EngineSettings()
+    batch = decide_batch(settings, config, on_gpu=False)
+    decoder = (
+        load_decoder(model, operations, batch.token_budget)
+        if isinstance(model, Checkpoint)
+        else random_decoder(config, 0, operations, batch.token_budget)
+    )
+    limits = RunnerLimits(
+        max_tokens=batch.token_budget,
+        max_rows=batch.max_batch_size,
+        max_length=batch.token_budget,
+        block_size=settings.block_size,
+        num_blocks=1,
+    )
+    ModelRunner(config, decoder, cast(Backend, backend), limits)
+    return [
+        TunedGemm(
+            rows=tuned.shape.n,
+            columns=tuned.shape.k,
+            tokens=tuned.rows,
+            choice=tuned.label(),
+            microseconds=tuned.microseconds,
+            library_microseconds=tuned.default_microseconds,
+        )
+        for tuned in backend.tuned_linears
+    ]
+
+
+def _on_gpu(config: ModelConfig, choice: BackendChoice) -> list[TunedGemm]:
     # Only here: Triton is absent where torch was built for CPUs.
     from headrace.modeling.backends.triton_gpu import TritonBackend
 

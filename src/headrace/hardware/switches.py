@@ -1,4 +1,4 @@
-"""Environment switches that turn one technique of the GPU path off, to compare or to find a fault.
+"""Environment switches that turn one technique off, to compare or to find a fault.
 
 ``HEADRACE_<NAME>`` is ``on`` (the default) or ``off``.
 """
@@ -13,7 +13,7 @@ SWITCHES = {
     "OVERLAP": "plan and launch a step while the one before runs",
     "GRAPHS": "replay captured CUDA or HIP graphs",
     "DEPENDENT_LAUNCH": "let a kernel start while its predecessor ends (Hopper and later)",
-    "TUNED_GEMM": "use measured choices of GEMM kernels; off: the vendor library alone",
+    "TUNED_GEMM": "measure how to compute linears; off: the vendor library alone, a CPU's defaults",
 }
 
 

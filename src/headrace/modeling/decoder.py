@@ -64,7 +64,7 @@ class Decoder:
         self,
         step: StepInputs,
         buffers: Activations,
-        caches: list[LayerCache],
+        caches: Sequence[LayerCache],
         updates: Sequence[LayerUpdates] | None = None,
     ) -> None:
         """From token ids to ``buffers.final``; writes the new tokens' keys and values.

@@ -8,6 +8,7 @@ stays in place; ``out`` and the arguments named as updated are the only ones wri
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -105,8 +106,10 @@ class Operations(Protocol):
     def pack_embedding(self, table: WeightPart) -> Embedding:
         """Lay out the embedding table [vocab, hidden]."""
 
-    def allocate_cache(self, shape: AttentionShape, num_blocks: int, block_size: int) -> LayerCache:
-        """Pages for one layer's keys and values."""
+    def allocate_caches(
+        self, layers: Sequence[AttentionShape], num_blocks: int, block_size: int
+    ) -> Sequence[LayerCache]:
+        """Pages for each layer's keys and values."""
 
     def cache_bytes_per_block(self, shape: AttentionShape, block_size: int) -> int:
         """Bytes that one block of one layer takes, keys and values together."""

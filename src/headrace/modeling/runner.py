@@ -138,10 +138,9 @@ class ModelRunner:
         self._activations = Activations.allocate(
             config, operations, limits.max_tokens, min(limits.max_rows, limits.max_tokens)
         )
-        self._caches = [
-            operations.allocate_cache(layer.attention, limits.num_blocks, limits.block_size)
-            for layer in decoder.layers
-        ]
+        self._caches = operations.allocate_caches(
+            [layer.attention for layer in decoder.layers], limits.num_blocks, limits.block_size
+        )
         caches = self._caches
         inputs, activations = self._buffers.inputs, self._activations
         self._body = backend.compile(

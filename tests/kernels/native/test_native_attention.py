@@ -9,7 +9,7 @@ import torch
 
 from headrace.kernels.attention.reference import paged_attention
 from headrace.kernels.rotary.reference import rotate_and_cache
-from headrace.modeling.backends.native_cpu import NativeCache, NativeCpuBackend
+from headrace.modeling.backends.native_cpu import NativeCpuBackend
 from headrace.modeling.operations import AttentionShape, HeadNorm
 from headrace.modeling.step import StepInputs
 
@@ -50,12 +50,13 @@ class Paged:
     def __post_init__(self) -> None:
         pages = [-(-context // self.block_size) for context in self.contexts]
         total = sum(pages) + 1
-        self.cache: NativeCache = self.backend.operations.allocate_cache(
-            self.shape, total, self.block_size
-        )
+        # Between two other layers, as in a model.
+        layers = self.backend.operations.allocate_caches([self.shape] * 3, total, self.block_size)
+        self.cache = layers[1]
         # What no sequence has written may be anything: as float32 scales these bytes are NaN.
-        self.cache.keys.fill_(255 if self.eight_bits else float("nan"))
-        self.cache.values.fill_(255 if self.eight_bits else float("nan"))
+        for layer in layers:
+            layer.keys.fill_(255 if self.eight_bits else float("nan"))
+            layer.values.fill_(255 if self.eight_bits else float("nan"))
         size = (total, self.block_size, self.shape.num_kv_heads, self.shape.head_dim)
         held = torch.float32 if self.eight_bits else self.dtype
         self.keys, self.values = torch.zeros(size).to(held), torch.zeros(size).to(held)

@@ -106,7 +106,8 @@ def test_a_broken_block_table_is_refused(
     program: Any, name: str, values: list[Any], message: str
 ) -> None:
     shape = AttentionShape(2, 1, 32, 1.0, None)
-    cache = NativeCpuBackend(torch.float32, threads=1).operations.allocate_cache(shape, 4, 16)
+    operations = NativeCpuBackend(torch.float32, threads=1).operations
+    (cache,) = operations.allocate_caches([shape], 4, 16)
     step = {"query_start": [0, 2], "context_lengths": [2], "rows": [0]}
     tables: dict[str, Any] = {**step, "block_tables": [[0, 1], [2, 3]], name: values}
     buffers = {key: torch.tensor(value, dtype=torch.int32) for key, value in tables.items()}
@@ -125,9 +126,9 @@ def test_unusable_settings_name_the_reason() -> None:
         NativeCpuBackend(instruction_set="sse9")
     operations = NativeCpuBackend(threads=1).operations
     with pytest.raises(ConfigurationError, match="head_dim must be a multiple of 32"):
-        operations.allocate_cache(AttentionShape(1, 1, 80, 1.0, None), 1, 16)
+        operations.allocate_caches([AttentionShape(1, 1, 80, 1.0, None)], 1, 16)
     with pytest.raises(ConfigurationError, match="block_size must be a multiple of 16"):
-        operations.allocate_cache(AttentionShape(1, 1, 64, 1.0, None), 1, 8)
+        operations.allocate_caches([AttentionShape(1, 1, 64, 1.0, None)], 1, 8)
 
 
 def test_the_environment_forces_an_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:

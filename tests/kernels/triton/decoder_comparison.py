@@ -56,7 +56,9 @@ def logits_of_steps(
 ) -> torch.Tensor:
     """Logits [steps, vocab] of a prompt in two chunks, then one token at a time."""
     decoder = build_decoder(reader.config, reader, operations)
-    caches = [operations.allocate_cache(layer.attention, 8, BLOCK_SIZE) for layer in decoder.layers]
+    caches = operations.allocate_caches(
+        [layer.attention for layer in decoder.layers], 8, BLOCK_SIZE
+    )
     buffers = Activations.allocate(CONFIG, operations, len(tokens), 1)
     rows, computed = [], 0
     while computed < len(tokens):

@@ -20,7 +20,7 @@ from headrace.benchmark.finetuning.compare import (
 )
 from headrace.benchmark.finetuning.rows import comparison_table, rows_of
 from headrace.benchmark.finetuning.workloads import Workload
-from headrace.benchmark.provenance import gpu_driver, processor, versions_of
+from headrace.benchmark.provenance import gpu_driver, versions_of
 from headrace.benchmark.record import own_record, record_path
 from headrace.checkpoint.config import ModelConfig
 from headrace.checkpoint.hf_config import hf_config
@@ -29,6 +29,7 @@ from headrace.checkpoint.shapes import find_shape
 from headrace.finetuning.base_precision.convert import Converter
 from headrace.finetuning.base_precision.load import load_base
 from headrace.finetuning.base_precision.random_weights import random_base
+from headrace.hardware.processor import processor
 from headrace.link.errors import ConfigurationError
 
 _PACKAGES = ("torch", "triton", "transformers", "peft", "bitsandbytes", "numpy")

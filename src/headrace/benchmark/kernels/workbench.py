@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -41,7 +41,7 @@ class Workbench:
     decoder: Decoder
     step: StepInputs
     buffers: Activations
-    caches: list[LayerCache]
+    caches: Sequence[LayerCache]
 
     @classmethod
     def build(
@@ -87,10 +87,9 @@ class Workbench:
         for name in ("residual", "normed", "qkv", "attended", "delta", "gate_up", "activated"):
             getattr(buffers, name).normal_()
         buffers.final.normal_()
-        caches = [
-            operations.allocate_cache(layer.attention, rows * pages, BLOCK_SIZE)
-            for layer in decoder.layers
-        ]
+        caches = operations.allocate_caches(
+            [layer.attention for layer in decoder.layers], rows * pages, BLOCK_SIZE
+        )
         bench = cls(choice, config, decoder, step, buffers, caches)
         bench._fill_pages(rows * pages * BLOCK_SIZE)
         return bench

@@ -83,7 +83,7 @@ def command(
     """
     import uvloop
 
-    from headrace.benchmark.provenance import command_line, own_commit, processor, versions_of
+    from headrace.benchmark.provenance import command_line, own_commit, versions_of
     from headrace.benchmark.record import Record, Row, record_path
     from headrace.benchmark.serving.arrivals import due_times
     from headrace.benchmark.serving.load import LoadLimits
@@ -92,6 +92,7 @@ def command(
     from headrace.benchmark.serving.target import find_target
     from headrace.benchmark.tables import samples_table
     from headrace.cli.benchmarks.terminal import wide_console
+    from headrace.hardware.processor import processor
 
     due_times(1.0, arrival, seed)
     target = find_target(url, api, model, api_key)

@@ -19,7 +19,7 @@ namespace headrace::HEADRACE_ISA {
 namespace {
 
 constexpr int kVectors = kTileRows / kWidth;
-constexpr int64_t kChunkRows = 96;         // rows that share a pass over the weights, in L2
+constexpr int32_t kChunkRows = 96;         // packed, about half of a second-level cache
 constexpr int64_t kPrivateElements = 4096; // below, every worker packs for itself: no waiting
 // Packed bytes of that many elements, whole pieces of padded rows included.
 constexpr int64_t kPrivateBytes =
@@ -39,19 +39,20 @@ constexpr bool is_dense(Format format) {
     return format == Format::float32 || format == Format::bfloat16;
 }
 
-// The most rows that one pass over a tile serves. The registers hold 12 rows (or, with an int32
+// The most rows that one pass over a tile serves, where nobody has measured. The registers hold 12 rows (or, with an int32
 // and a float32 sum of each in a block format, 6), which is best where weights come from memory:
 // then every pass beyond the first waits for nothing, and block formats gain by 8 rows although
 // they spill. With many rows the weights are cached, and what counts is that the packed rows are
-// (8 rows) and that nothing spills (6).
-constexpr int64_t max_rows([[maybe_unused]] Format format, [[maybe_unused]] int64_t rows) {
+// (8 rows) and that nothing spills (6). AVX2 has half the registers, of half the width: 4 rows, and 6
+// where sums of products stay in int16.
+constexpr int32_t usual_rows([[maybe_unused]] Format format, [[maybe_unused]] int64_t rows) {
 #if defined(__AVX512F__)
     const bool many = rows > 64;
     if (is_dense(format)) return many ? 8 : 12;
     if (rows <= 8) return 8;
     return format == Format::q4_1 ? 12 : 6;
 #else
-    return 4;
+    return is_dense(format) || format == Format::q8_0 ? 4 : 6;
 #endif
 }
 
@@ -65,8 +66,7 @@ constexpr int padded_rows(int64_t rows) {
 
 // How rows are cut into blocks: all of one size but the last.
 struct RowBlocks {
-    RowBlocks(Format format, int64_t rows)
-        : rows(rows), count((rows + max_rows(format, rows) - 1) / max_rows(format, rows)) {
+    RowBlocks(int64_t rows, int64_t most) : rows(rows), count((rows + most - 1) / most) {
         size = padded_rows((rows + count - 1) / count);
         last = padded_rows(rows - (count - 1) * size);
     }
@@ -359,11 +359,15 @@ struct Blocks {
         constexpr int header = has_minimum ? 128 : 64;
         for (int64_t block = 0; block < k; block += kBlock) {
             ahead.fetch();
+            constexpr bool nibbles = format != Format::q8_0;
+            const auto start = [&](int r) {
+                return has_minimum ? broadcast_int(0) : broadcast_unit(x + r * chunk_bytes + 36);
+            };
             Ints sums[R][V];
             HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
-                const Ints start = has_minimum ? broadcast_int(0)
-                                               : broadcast_unit(x + r * chunk_bytes + 36);
-                HEADRACE_UNROLL for (int v = 0; v < V; ++v) sums[r][v] = start;
+                HEADRACE_UNROLL for (int v = 0; v < V; ++v) {
+                    sums[r][v] = nibbles ? begin_nibbles(start(r)) : start(r);
+                }
             }
             const uint8_t* units = tile + header + column * 4;
             if constexpr (format == Format::q8_0) {
@@ -384,9 +388,9 @@ struct Blocks {
                         const Ints low = bits_and(both, nibble);
                         const Ints high = bits_and(shift_right<4>(both), nibble);
                         HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
-                            sums[r][v] = dot_unsigned_signed(
+                            sums[r][v] = dot_nibbles(
                                 sums[r][v], low, broadcast_unit(x + r * chunk_bytes + p * 4));
-                            sums[r][v] = dot_unsigned_signed(
+                            sums[r][v] = dot_nibbles(
                                 sums[r][v], high, broadcast_unit(x + r * chunk_bytes + p * 4 + 16));
                         }
                     }
@@ -396,7 +400,8 @@ struct Blocks {
                 const Floats scale = load_half(tile + (column + v * kWidth) * 2);
                 HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
                     const Floats both = mul(scale, broadcast_float(x + r * chunk_bytes + 32));
-                    acc[r][v] = fma(both, to_floats(sums[r][v]), acc[r][v]);
+                    const Ints sum = nibbles ? end_nibbles(sums[r][v], start(r)) : sums[r][v];
+                    acc[r][v] = fma(both, to_floats(sum), acc[r][v]);
                 }
                 if constexpr (has_minimum) {
                     const Floats least = load_half(tile + 64 + (column + v * kWidth) * 2);
@@ -496,8 +501,8 @@ Multiply multiply_for(int padded) {
         case 2: return multiply<Kernel, 2>;
         case 3: return multiply<Kernel, 3>;
         case 4: return multiply<Kernel, 4>;
-#if defined(__AVX512F__)
         case 6: return multiply<Kernel, 6>;
+#if defined(__AVX512F__)
         case 8: return multiply<Kernel, 8>;
         case 12: return multiply<Kernel, 12>;
 #endif
@@ -564,17 +569,17 @@ void store_gated(const LinearCall& call, int64_t row, int64_t rows, int64_t colu
 // The products of all rows with the tiles that this worker takes; `packed(row)` gives the packed
 // block of rows that begins with `row`.
 template <class Packed>
-void multiply_tiles(const LinearCall& call, const RowBlocks& blocks, Packed&& packed,
-                    Worker& worker) {
+void multiply_tiles(const LinearCall& call, const LinearPlan& plan, const RowBlocks& blocks,
+                    Packed&& packed, Worker& worker) {
     const int64_t rows = blocks.rows;
+    const int64_t chunk_rows = (plan.chunk_rows + blocks.size - 1) / blocks.size * blocks.size;
     const Matrix& weight = call.weight;
     const bool wide = call.out_type == Type::float32;
     const int64_t tiles = (weight.n + kTileRows - 1) / kTileRows / (call.gated ? 2 : 1);
-    const int64_t chunks = (rows + kChunkRows - 1) / kChunkRows;
+    const int64_t chunks = (rows + chunk_rows - 1) / chunk_rows;
     const int64_t size = tile_bytes(weight.format, weight.k);
     // Every block of rows fetches its part of the next tile.
-    const int64_t passes = blocks.count < kChunkRows / blocks.size ? blocks.count
-                                                                   : kChunkRows / blocks.size;
+    const int64_t passes = rows < chunk_rows ? blocks.count : chunk_rows / blocks.size;
     const int64_t chunk_lines = tile_bytes(weight.format, kBlock) / kLineBytes;
     const auto lines = static_cast<int>((chunk_lines + passes - 1) / passes);
     const int64_t pass_bytes = lines * kLineBytes * ((weight.k + kBlock - 1) / kBlock);
@@ -582,9 +587,10 @@ void multiply_tiles(const LinearCall& call, const RowBlocks& blocks, Packed&& pa
     int64_t begin = 0, end = 0;
     while (worker.take_run(tiles * chunks, begin, end)) {
         for (int64_t task = begin; task < end; ++task) {
-            const int64_t tile = task % tiles;
-            const int64_t first = task / tiles * kChunkRows;
-            const int64_t stop = first + kChunkRows < rows ? first + kChunkRows : rows;
+            const int64_t tile = plan.split_by_rows ? task % tiles : task / chunks;
+            const int64_t first =
+                (plan.split_by_rows ? task / tiles : task % chunks) * chunk_rows;
+            const int64_t stop = first + chunk_rows < rows ? first + chunk_rows : rows;
             const int64_t column = tile * kTileRows;
             const uint8_t* data = weight.tiles + tile * size;
             int64_t pass = 0;
@@ -613,18 +619,27 @@ void multiply_tiles(const LinearCall& call, const RowBlocks& blocks, Packed&& pa
 
 }  // namespace
 
+LinearPlan default_plan(Format format, int64_t rows) {
+    return {usual_rows(format, rows), kChunkRows, true, true};
+}
+
+bool has_rows(Format format, int64_t rows) {
+    return rows == padded_rows(rows) && multiply_for(format, static_cast<int>(rows)) != nullptr;
+}
+
 void linear(const LinearCall& call, const Step& step, Worker& worker) {
     const int64_t rows = row_count(call.rows, step);
     const Format format = call.weight.format;
     const int64_t k = call.weight.k;
     if (rows == 0) return;
-    const RowBlocks blocks(format, rows);
+    const LinearPlan& plan = call.plans[plan_index(rows)];
+    const RowBlocks blocks(rows, plan.most_rows);
     const int64_t pieces = piece_count(k);
-    if (blocks.count == 1 && blocks.last * k <= kPrivateElements) {
+    if (plan.packs_privately && blocks.count == 1 && blocks.last * k <= kPrivateElements) {
         alignas(64) uint8_t packed[kPrivateBytes];
         bool is_packed = false;
         multiply_tiles(
-            call, blocks,
+            call, plan, blocks,
             [&](int64_t) {
                 for (int64_t piece = 0; !is_packed && piece < pieces; ++piece) {
                     pack_piece(call, blocks, 0, piece, packed);
@@ -646,7 +661,7 @@ void linear(const LinearCall& call, const Step& step, Worker& worker) {
     worker.next_phase();
     const int64_t row_bytes = packed_row_bytes(format, k);
     multiply_tiles(
-        call, blocks,
+        call, plan, blocks,
         [&](int64_t row) { return static_cast<const uint8_t*>(call.scratch) + row * row_bytes; },
         worker);
 }

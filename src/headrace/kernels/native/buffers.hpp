@@ -30,9 +30,9 @@ inline std::string shape_of(const Array& array) {
     throw std::invalid_argument(std::string(name) + " " + why);
 }
 
-// A contiguous array of these sizes.
-inline void check_shape(const char* name, const Array& array,
-                        std::initializer_list<int64_t> sizes) {
+// An array of these sizes that is contiguous from dimension `first` on.
+inline void check_layout(const char* name, const Array& array,
+                         std::initializer_list<int64_t> sizes, size_t first) {
     std::string expected = "[";
     bool fits = array.ndim() == sizes.size();
     size_t i = 0;
@@ -46,10 +46,22 @@ inline void check_shape(const char* name, const Array& array,
     if (!fits) refuse(name, "has shape " + shape_of(array) + ", not " + expected + "]");
     if (array.size() == 0) return;
     int64_t stride = 1;
-    for (size_t d = array.ndim(); d-- > 0;) {
+    for (size_t d = array.ndim(); d-- > first;) {
         if (array.shape(d) > 1 && array.stride(d) != stride) refuse(name, "is not contiguous");
         stride *= static_cast<int64_t>(array.shape(d));
     }
+}
+
+// A contiguous array of these sizes.
+inline void check_shape(const char* name, const Array& array,
+                        std::initializer_list<int64_t> sizes) {
+    check_layout(name, array, sizes, 0);
+}
+
+// Contiguous blocks [any, halves, width] that may have something between them.
+inline void check_blocks(const char* name, const Array& array, int64_t halves, int64_t width) {
+    check_layout(name, array, {kAny, halves, width}, 1);
+    if (array.shape(0) > 1 && array.stride(0) < halves * width) refuse(name, "overlap");
 }
 
 inline bool has_type(const Array& array, nb::dlpack::dtype_code code, uint8_t bits) {

@@ -103,6 +103,22 @@ struct Norm {
     int64_t hidden;
 };
 
+// How a linear is computed for some number of rows. No plan changes a bit of the result.
+struct LinearPlan {
+    int32_t most_rows;     // that a pass over a tile serves; a kernel exists for so many
+    int32_t chunk_rows;    // that meet a tile before the next tile: they share it in the cache
+    bool split_by_rows;    // workers share rows, each with all tiles, rather than tiles
+    bool packs_privately;  // every worker packs the rows for itself, where they are few: no waiting
+};
+
+// Plans are kept for up to 1, 2, 4, ..., 128 rows, and for more.
+constexpr int kPlans = 9;
+static inline int plan_index(int64_t rows) {
+    int index = 0;
+    while (index < kPlans - 1 && int64_t{1} << index < rows) ++index;
+    return index;
+}
+
 struct LinearCall {
     Rows rows;
     const void* x;
@@ -112,6 +128,7 @@ struct LinearCall {
     bool gated;  // The first and second half of the product, g and u, give silu(g) * u.
     void* out;
     Type out_type;
+    const LinearPlan* plans;  // kPlans of them
     uint8_t* scratch;
 };
 
@@ -257,6 +274,8 @@ struct KernelTable {
     void (*embed)(const Embed&, const Step&, Worker&);
     void (*norm)(const Norm&, const Step&, Worker&);
     void (*linear)(const LinearCall&, const Step&, Worker&);
+    LinearPlan (*default_plan)(Format, int64_t rows);
+    bool (*has_rows)(Format, int64_t rows);  // whether a plan may have so many a pass
     void (*rotary)(const Rotary&, const Step&, Worker&);
     void (*attention)(const Attention&, const Step&, Worker&);
     void (*fold_attention)(const Attention&, const Step&, Worker&);

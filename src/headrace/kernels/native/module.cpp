@@ -2,6 +2,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -17,13 +18,33 @@ namespace {
 
 using OptionalArray = std::optional<Array>;
 
+constexpr std::pair<const char*, Format> kFormats[] = {{"float32", Format::float32},
+                                                       {"bfloat16", Format::bfloat16},
+                                                       {"q8_0", Format::q8_0},
+                                                       {"q4_0", Format::q4_0},
+                                                       {"q4_1", Format::q4_1}};
+
 Format parse_format(const std::string& name) {
-    if (name == "float32") return Format::float32;
-    if (name == "bfloat16") return Format::bfloat16;
-    if (name == "q8_0") return Format::q8_0;
-    if (name == "q4_0") return Format::q4_0;
-    if (name == "q4_1") return Format::q4_1;
+    for (const auto& [known, format] : kFormats) {
+        if (name == known) return format;
+    }
     throw std::invalid_argument("unknown matrix format \"" + name + "\"");
+}
+
+std::string format_name(Format wanted) {
+    for (const auto& [name, format] : kFormats) {
+        if (format == wanted) return name;
+    }
+    return "";
+}
+
+// (format, n, k, gated) and (most_rows, chunk_rows, split_by_rows, packs_privately).
+using PyShape = std::tuple<std::string, int64_t, int64_t, bool>;
+using PyPlan = std::tuple<int32_t, int32_t, bool, bool>;
+
+LinearShape parse_shape(const PyShape& shape) {
+    const auto& [format, n, k, gated] = shape;
+    return {parse_format(format), n, k, gated};
 }
 
 // A matrix [n, k] in the interleaved layout of its format.
@@ -47,7 +68,7 @@ struct PyMatrix {
     Matrix matrix{};
 };
 
-// Pages of one layer.
+// Pages of one layer: [blocks, 2, elements], whose blocks may have those of other layers between.
 struct PyCache {
     PyCache(Array blocks_, int64_t kv_heads, int64_t head_dim, int64_t block_size)
         : blocks(blocks_), kv_heads(kv_heads), head_dim(head_dim) {
@@ -61,14 +82,17 @@ struct PyCache {
                                         std::to_string(block_size));
         }
         cache.type = cache_type("blocks", blocks);
-        const int64_t width = kv_heads * cache_page_bytes(cache.type, block_size, head_dim);
-        check_shape("blocks", blocks,
-                    {kAny, 2, width / static_cast<int64_t>(blocks.itemsize())});
+        const int64_t page = cache_page_bytes(cache.type, block_size, head_dim);
+        const int64_t width = kv_heads * page;
+        const auto item = static_cast<int64_t>(blocks.itemsize());
+        check_blocks("blocks", blocks, 2, width / item);
         cache.keys = blocks.data();
         cache.values = static_cast<uint8_t*>(blocks.data()) + width;
         cache.blocks = static_cast<int64_t>(blocks.shape(0));
         cache.block_size = block_size;
-        cache.heads_apart = 2 * kv_heads;
+        const int64_t apart = cache.blocks > 1 ? blocks.stride(0) * item : 2 * width;
+        if (apart % page != 0) refuse("blocks", "are not whole pages of a head apart");
+        cache.heads_apart = apart / page;
     }
     Array blocks;
     int64_t kv_heads, head_dim;
@@ -265,6 +289,37 @@ class PyProgram {
         keep({scratch});
     }
 
+    std::vector<PyShape> linear_shapes() const {
+        std::vector<PyShape> shapes;
+        for (const auto& [format, n, k, gated] : program_->linear_shapes()) {
+            shapes.emplace_back(format_name(format), n, k, gated);
+        }
+        return shapes;
+    }
+
+    PyPlan plan(const PyShape& shape, int64_t rows) const {
+        const LinearPlan& found = program_->plan(parse_shape(shape), rows);
+        return {found.most_rows, found.chunk_rows, found.split_by_rows, found.packs_privately};
+    }
+
+    void set_plan(const PyShape& shape, int64_t rows, const PyPlan& plan) {
+        const auto [most_rows, chunk_rows, split_by_rows, packs_privately] = plan;
+        program_->set_plan(parse_shape(shape), rows,
+                           {most_rows, chunk_rows, split_by_rows, packs_privately});
+    }
+
+    int64_t most_rows(const PyShape& shape) const {
+        return program_->most_rows(parse_shape(shape));
+    }
+
+    bool has_rows(const std::string& format, int64_t rows) const {
+        return program_->has_rows(parse_format(format), rows);
+    }
+
+    int64_t run_linears(ThreadPool& pool, const PyShape& shape, int64_t rows, int64_t most_calls) {
+        return program_->run_linears(pool, parse_shape(shape), rows, most_calls);
+    }
+
     void run(ThreadPool& pool, int32_t tokens, int32_t sequences, int32_t sampled) {
         program_->run(pool, Step{tokens, sequences, sampled});
     }
@@ -390,6 +445,13 @@ NB_MODULE(_native, module) {
         .def("set_scratch", &PyProgram::set_scratch, "scratch"_a.noconvert())
         .def("run", &PyProgram::run, "pool"_a, "tokens"_a, "sequences"_a, "sampled"_a,
              nb::call_guard<nb::gil_scoped_release>())
+        .def("linear_shapes", &PyProgram::linear_shapes)
+        .def("plan", &PyProgram::plan, "shape"_a, "rows"_a)
+        .def("set_plan", &PyProgram::set_plan, "shape"_a, "rows"_a, "plan"_a)
+        .def("most_rows", &PyProgram::most_rows, "shape"_a)
+        .def("has_rows", &PyProgram::has_rows, "format"_a, "rows"_a)
+        .def("run_linears", &PyProgram::run_linears, "pool"_a, "shape"_a, "rows"_a,
+             "most_calls"_a, nb::call_guard<nb::gil_scoped_release>())
         .def("set_profiling", &PyProgram::set_profiling, "on"_a)
         .def("profile", &PyProgram::profile);
 

@@ -49,6 +49,10 @@ void check_pages(const Attention& call, int64_t max_rows, const Step& step) {
     }
 }
 
+LinearShape shape_of(const LinearCall& call) {
+    return {call.weight.format, call.weight.n, call.weight.k, call.gated};
+}
+
 }  // namespace
 
 void Program::limit_tokens(int64_t rows) {
@@ -61,6 +65,79 @@ void Program::limit_sequences(int64_t rows) {
 
 void Program::limit_sampled(int64_t rows) {
     capacity_.sampled = static_cast<int32_t>(std::min<int64_t>(capacity_.sampled, rows));
+}
+
+Program::Plans& Program::add_plans(const LinearShape& shape) {
+    const auto [entry, is_new] = plans_.try_emplace(shape);
+    if (is_new) {
+        for (int index = 0; index < kPlans; ++index) {
+            entry->second[static_cast<size_t>(index)] =
+                kernels_.default_plan(std::get<Format>(shape), int64_t{1} << index);
+        }
+    }
+    return entry->second;
+}
+
+std::vector<LinearShape> Program::linear_shapes() const {
+    std::vector<LinearShape> shapes;
+    for (const auto& [shape, plans] : plans_) shapes.push_back(shape);
+    return shapes;
+}
+
+const LinearPlan& Program::plan(const LinearShape& shape, int64_t rows) const {
+    const auto found = plans_.find(shape);
+    if (found == plans_.end()) throw std::invalid_argument("no linear has this shape");
+    return found->second[static_cast<size_t>(plan_index(rows))];
+}
+
+void Program::set_plan(const LinearShape& shape, int64_t rows, const LinearPlan& plan) {
+    if (!kernels_.has_rows(std::get<Format>(shape), plan.most_rows)) {
+        throw std::invalid_argument("no kernel computes " + std::to_string(plan.most_rows) +
+                                    " rows of this format at once");
+    }
+    if (plan.chunk_rows < 1) {
+        throw std::invalid_argument("chunk_rows must be >= 1, not " +
+                                    std::to_string(plan.chunk_rows));
+    }
+    this->plan(shape, rows);  // throws where there is none
+    plans_[shape][static_cast<size_t>(plan_index(rows))] = plan;
+}
+
+int64_t Program::most_rows(const LinearShape& shape) const {
+    for (const LinearCall& call : linears_) {
+        if (shape_of(call) == shape) return row_count(call.rows, capacity_);
+    }
+    throw std::invalid_argument("no linear has this shape");
+}
+
+int64_t Program::run_linears(ThreadPool& pool, const LinearShape& shape, int64_t rows,
+                             int64_t most_calls) {
+    std::vector<LinearCall> calls;
+    for (const LinearCall& call : linears_) {
+        if (shape_of(call) != shape || static_cast<int64_t>(calls.size()) == most_calls) continue;
+        check_size("rows", rows, row_count(call.rows, capacity_));
+        calls.push_back(call);
+        calls.back().scratch = scratch_;
+    }
+    if (calls.empty()) throw std::invalid_argument("no linear has this shape");
+    check_scratch();
+    const auto done = static_cast<int64_t>(calls.size());
+    const auto count = static_cast<int32_t>(rows);
+    pool.run(std::make_shared<ThreadPool::Job>(
+        [self = shared_from_this(), calls, step = Step{count, 0, count}](Worker& worker) {
+            for (const LinearCall& call : calls) {
+                if (worker.late()) return;
+                self->kernels_.linear(call, step, worker);
+                worker.next_phase();
+            }
+        }));
+    return done;
+}
+
+void Program::check_scratch() const {
+    if (given_scratch_ >= scratch_bytes()) return;
+    throw std::invalid_argument("the program needs " + std::to_string(scratch_bytes()) +
+                                " bytes of scratch and has " + std::to_string(given_scratch_));
 }
 
 int64_t Program::scratch_bytes() const {
@@ -108,7 +185,9 @@ void Program::add(const Norm& call, const char* name) {
     });
 }
 
-void Program::add(const LinearCall& call) {
+void Program::add(const LinearCall& unplanned) {
+    LinearCall call = unplanned;
+    call.plans = add_plans(shape_of(call)).data();
     linears_.push_back(call);
     const Matrix& weight = call.weight;
     const int64_t tiles = (weight.n + kTileRows - 1) / kTileRows;
@@ -200,10 +279,7 @@ void Program::run(ThreadPool& pool, const Step& step) {
     check_size("tokens", step.tokens, capacity_.tokens);
     check_size("sequences", step.sequences, capacity_.sequences);
     check_size("sampled tokens", step.sampled, capacity_.sampled);
-    if (given_scratch_ < scratch_bytes()) {
-        throw std::invalid_argument("the program needs " + std::to_string(scratch_bytes()) +
-                                    " bytes of scratch and has " + std::to_string(given_scratch_));
-    }
+    check_scratch();
     for (const auto& [key, check] : checks_) check(step);
     pool.run(std::make_shared<ThreadPool::Job>(
         [self = shared_from_this(), step](Worker& worker) { self->replay(step, worker); }));

@@ -1,16 +1,21 @@
 // A flat list of kernel calls over buffers in place, replayed with a step's T, S and R.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "kernel_table.hpp"
 
 namespace headrace {
+
+// What plans of linears depend on beside the number of rows: format, N, K, whether gate and up.
+using LinearShape = std::tuple<Format, int64_t, int64_t, bool>;
 
 // Held by shared_ptr: a worker that is late may look at it for a while after run() has returned.
 class Program : public std::enable_shared_from_this<Program> {
@@ -29,6 +34,20 @@ class Program : public std::enable_shared_from_this<Program> {
     void add(const Attention& call);
     void add(const Activation& call);
     void add(const LowRank& call);
+
+    // The shapes of its linears. Each begins with the kernels' own plans.
+    std::vector<LinearShape> linear_shapes() const;
+    // The plan of a shape for `rows` rows, and for others of the same index. Throws
+    // std::invalid_argument where no linear has that shape.
+    const LinearPlan& plan(const LinearShape& shape, int64_t rows) const;
+    // Between runs only. Also throws where no kernel can follow the plan.
+    void set_plan(const LinearShape& shape, int64_t rows, const LinearPlan& plan);
+    // Rows that a linear of this shape has buffers for.
+    int64_t most_rows(const LinearShape& shape) const;
+    bool has_rows(Format format, int64_t rows) const { return kernels_.has_rows(format, rows); }
+    // Runs the first `most_calls` linears of a shape on `rows` rows of whatever their inputs hold;
+    // how many there were.
+    int64_t run_linears(ThreadPool& pool, const LinearShape& shape, int64_t rows, int64_t most_calls);
 
     // Bytes that linear and low-rank calls need beside their operands.
     int64_t scratch_bytes() const;
@@ -49,9 +68,12 @@ class Program : public std::enable_shared_from_this<Program> {
         Call run;
         Upcoming next;  // the weights of the linear that comes after it
     };
+    using Plans = std::array<LinearPlan, kPlans>;
     using Check = std::function<void(const Step&)>;
 
     void add_operation(std::string name, Call run);
+    Plans& add_plans(const LinearShape& shape);
+    void check_scratch() const;
     void replay(const Step& step, Worker& worker);
     void add_check(std::string key, Check check);
 
@@ -61,6 +83,7 @@ class Program : public std::enable_shared_from_this<Program> {
     std::map<std::string, Check> checks_;
     uint8_t* scratch_ = nullptr;
     std::vector<LinearCall> linears_;
+    std::map<LinearShape, Plans> plans_;
     int64_t most_narrow_rows_ = 0;
     int64_t attention_scratch_bytes_ = 0;
     int64_t given_scratch_ = 0;

@@ -6,6 +6,8 @@ namespace headrace::HEADRACE_ISA {
 void embed(const Embed&, const Step&, Worker&);
 void norm(const Norm&, const Step&, Worker&);
 void linear(const LinearCall&, const Step&, Worker&);
+LinearPlan default_plan(Format, int64_t);
+bool has_rows(Format, int64_t);
 void rotary(const Rotary&, const Step&, Worker&);
 void attention(const Attention&, const Step&, Worker&);
 void fold_attention(const Attention&, const Step&, Worker&);
@@ -18,8 +20,7 @@ void draw(const Draw&, Worker&);
 #define HEADRACE_STRING_(x) #x
 #define HEADRACE_STRING(x) HEADRACE_STRING_(x)
 
-const KernelTable kernels = {HEADRACE_STRING(HEADRACE_ISA), embed, norm, linear, rotary, attention,
-                             fold_attention,
-                             activation, low_rank, greedy, logprobs, draw};
+const KernelTable kernels = {HEADRACE_STRING(HEADRACE_ISA), embed, norm, linear, default_plan,
+                             has_rows, rotary, attention, fold_attention, activation, low_rank, greedy, logprobs, draw};
 
 }  // namespace headrace::HEADRACE_ISA

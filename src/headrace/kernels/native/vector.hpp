@@ -132,6 +132,12 @@ HEADRACE_INLINE Ints dot_unsigned_signed(Ints acc, Ints unsigned_bytes, Ints sig
 HEADRACE_INLINE Ints dot_biased(Ints acc, Ints biased_bytes, Ints signed_bytes) {
     return _mm512_dpbusd_epi32(acc, biased_bytes, signed_bytes);
 }
+// A sum of 32 products of 4-bit weights with signed bytes above -128: begin, eight dots, end.
+HEADRACE_INLINE Ints begin_nibbles(Ints start) { return start; }
+HEADRACE_INLINE Ints dot_nibbles(Ints sums, Ints nibbles, Ints signed_bytes) {
+    return dot_unsigned_signed(sums, nibbles, signed_bytes);
+}
+HEADRACE_INLINE Ints end_nibbles(Ints sums, Ints) { return sums; }
 
 #else  // AVX2 and FMA
 
@@ -260,6 +266,18 @@ HEADRACE_INLINE Ints dot_biased(Ints acc, Ints biased_bytes, Ints signed_bytes) 
     const Ints weights = _mm256_xor_si256(biased_bytes, _mm256_set1_epi8(-128));
     return dot_unsigned_signed(acc, _mm256_abs_epi8(weights),
                                _mm256_sign_epi8(signed_bytes, weights));
+}
+// A sum of 32 products of 4-bit weights with signed bytes above -128: begin, eight dots, end.
+// Until its end it is two int16 of 16 products each, which are at most 16 * 15 * 127 < 2^15.
+HEADRACE_INLINE Ints begin_nibbles(Ints) { return _mm256_setzero_si256(); }
+HEADRACE_INLINE Ints dot_nibbles(Ints sums, Ints nibbles, Ints signed_bytes) {
+    sums = _mm256_add_epi16(sums, _mm256_maddubs_epi16(nibbles, signed_bytes));
+    // Here and now: GCC would add up at the end, from products that the registers do not hold.
+    asm("" : "+x"(sums));
+    return sums;
+}
+HEADRACE_INLINE Ints end_nibbles(Ints sums, Ints start) {
+    return _mm256_add_epi32(start, _mm256_madd_epi16(sums, _mm256_set1_epi16(1)));
 }
 
 #endif

@@ -8,12 +8,15 @@ from typing import cast
 
 import torch
 
+from headrace.checkpoint.builtin import cache_directory
 from headrace.hardware.device import resolve_device
 from headrace.hardware.processor import usable_cores
+from headrace.hardware.switches import is_on
 from headrace.kernels import native
 from headrace.link.errors import ConfigurationError
 from headrace.modeling.backends.backend import Backend
-from headrace.modeling.backends.native_cpu import NativeCpuBackend, reason_refused
+from headrace.modeling.backends.native_cpu import NativeCpuBackend
+from headrace.modeling.backends.native_operations import reason_refused
 from headrace.modeling.backends.torch_backend import TorchBackend
 
 BACKENDS = ("auto", "native", "triton", "torch")
@@ -101,7 +104,11 @@ def choose_backend(
     if name != "torch" and missing is None and kind in NATIVE_DTYPES:
         torch.set_num_threads(1)
         native_backend = NativeCpuBackend(
-            kind, count, quantized=packed_weights, cache_dtype=cache_kind
+            kind,
+            count,
+            quantized=packed_weights,
+            cache_dtype=cache_kind,
+            tuning_directory=cache_directory() / "tuning" if is_on("TUNED_GEMM") else None,
         )
         # It takes its own matrices and caches only, which the decoder hands back to it unseen.
         backend = cast(Backend, native_backend)

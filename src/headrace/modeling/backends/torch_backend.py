@@ -7,6 +7,7 @@ large torch calls.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -108,17 +109,22 @@ class TorchOperations:
             return dequantize(part, self._dtype)
         return part.to(self._device, self._dtype).contiguous()
 
-    def allocate_cache(self, shape: AttentionShape, num_blocks: int, block_size: int) -> PagedCache:
-        return PagedCache(
-            torch.zeros(
-                num_blocks,
-                2 * shape.num_kv_heads,
-                block_size,
-                shape.head_dim,
-                dtype=self._dtype,
-                device=self._device,
+    def allocate_caches(
+        self, layers: Sequence[AttentionShape], num_blocks: int, block_size: int
+    ) -> list[PagedCache]:
+        return [
+            PagedCache(
+                torch.zeros(
+                    num_blocks,
+                    2 * shape.num_kv_heads,
+                    block_size,
+                    shape.head_dim,
+                    dtype=self._dtype,
+                    device=self._device,
+                )
             )
-        )
+            for shape in layers
+        ]
 
     def cache_bytes_per_block(self, shape: AttentionShape, block_size: int) -> int:
         return 2 * shape.num_kv_heads * block_size * shape.head_dim * self._dtype.itemsize

@@ -6,7 +6,7 @@ One source for NVIDIA and AMD (torch calls both ``cuda``). Triton is imported by
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -141,12 +141,19 @@ class TritonOperations:
         """The embedding table [vocab, hidden] in the activation dtype."""
         return DenseMatrix(self._dense(table), None)
 
-    def allocate_cache(self, shape: AttentionShape, num_blocks: int, block_size: int) -> PagedCache:
-        """Pages for one layer's keys and values.
+    def allocate_caches(
+        self, layers: Sequence[AttentionShape], num_blocks: int, block_size: int
+    ) -> list[PagedCache]:
+        """Pages for each layer's keys and values.
 
         Raises:
             ConfigurationError: A head size or a grouping that the attention kernels do not take.
         """
+        return [self._allocate_cache(shape, num_blocks, block_size) for shape in layers]
+
+    def _allocate_cache(
+        self, shape: AttentionShape, num_blocks: int, block_size: int
+    ) -> PagedCache:
         if shape.head_dim not in paged.HEAD_SIZES:
             sizes = ", ".join(map(str, paged.HEAD_SIZES))
             raise ConfigurationError(
