@@ -9,6 +9,7 @@ import sys
 import zlib
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from headrace.benchmark.comparison.join import compare, label, varying
@@ -114,6 +115,20 @@ def test_series_are_told_apart_by_as_little_as_it_takes() -> None:
     assert labels(("NVIDIA H100", "a"), ("NVIDIA H200", "a")) == ("H100", "H200")
     assert labels(("NVIDIA H100", "a"), ("NVIDIA H100", "b")) == ("a", "b")
     assert labels(("NVIDIA H100", "a"), ("NVIDIA H100", "a")) == ("f0", "f1")
+
+
+def test_series_of_different_commits_are_said_to_be() -> None:
+    def said(*facts: dict[str, str]) -> str:
+        rows = [ms(1.0, batch=1)]
+        made = [record(device, rows) for device in ("NVIDIA H100", "NVIDIA H200")]
+        changed = zip(made, facts, strict=True)
+        records = [("f", msgspec.structs.replace(one, **fact)) for one, fact in changed]
+        return compare(records).software()
+
+    first, second = {"commit": "a" * 40}, {"commit": "b" * 40}
+    assert said(first, first) == ""
+    assert said(first, second) == "different commits: H100 aaaaaaa, H200 bbbbbbb"
+    assert said(first, {**second, "system": "vllm"}) == ""
 
 
 def test_lines_are_labelled_by_what_differs_and_ordered_by_batch() -> None:

@@ -45,6 +45,17 @@ class Comparison:
         """Each metric once, in the records' order."""
         return list(dict.fromkeys(line.metric for line in self.lines))
 
+    def software(self) -> str:
+        """That records of one system are of different commits, with both; empty where not."""
+        system = {record.system for record in self.records}
+        commits = [record.commit[:7] for record in self.records]
+        if len(system) > 1 or len(set(commits)) == 1:
+            return ""
+        named = ", ".join(
+            f"{label} {commit}" for label, commit in zip(self.labels, commits, strict=True)
+        )
+        return f"different commits: {named}"
+
     def of(self, metric: str) -> list[Line]:
         """The lines of one metric, by every fact but the batch, then by batch."""
         return sorted((line for line in self.lines if line.metric == metric), key=_order)

@@ -46,6 +46,7 @@ def page(comparison: Comparison) -> str:
         f"<p>Figures such as 1.25× say how many times as good as {first}: its time divided by the "
         f"other's, or the other's rate divided by its own. {escape(rule(comparison.repeatability))}"
         "</p>",
+        *([f"<p>{escape(comparison.software())}</p>"] if comparison.software() else []),
         *figures,
         *(_table(comparison, metric) for metric in comparison.metrics()),
         _runs(comparison),

@@ -105,15 +105,16 @@ def draw_png(comparison: Comparison, digest: str) -> bytes:
 
 
 def subject(comparison: Comparison) -> str:
-    """What all records measured: the model, and the formats of weights and cache if they agree."""
+    """What all records measured: the model, formats of weights and cache if they agree, commits
+    if they do not.
+    """
     models = {record.model for record in comparison.records}
     told = [str(model) for model in models if len(models) == 1 and model is not None]
     for name in ("weights", "kv"):
         formats = {str(line.facts[name]) for line in comparison.lines if name in line.facts}
         told += [f"{_FORMAT_OF[name]} {format}" for format in formats if len(formats) == 1]
-    return (
-        ", ".join(told) + ("; " if told else "") + "bars: medians, lines: lowest to highest sample"
-    )
+    parts = [", ".join(told), "bars: medians, lines: lowest to highest sample"]
+    return "; ".join(filter(None, (*parts, comparison.software())))
 
 
 def draw_svg(panel: Panel, labels: Sequence[str], number: int) -> str:

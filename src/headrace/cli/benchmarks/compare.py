@@ -45,6 +45,8 @@ def command(
     for table in comparison_tables(comparison):
         console.print(table)
     console.print(rule(comparison.repeatability))
+    if comparison.software():
+        console.print(comparison.software())
     if png and picture:
         write_whole(png, picture)
         console.print(f"plots: {png}")
