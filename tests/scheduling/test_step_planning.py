@@ -70,24 +70,6 @@ def test_however_many_decode_prompts_get_as_many_tokens(simulate: Any) -> None:
     simulation.check_at_rest()
 
 
-def test_prompts_that_all_find_a_row_are_spread_over_steps(simulate: Any) -> None:
-    """One that decodes and 100 of prompts make 101 tokens, rounded up to 128."""
-    simulation = simulate(
-        token_budget=600, max_running=3, mixed_token_budget=500, spread_prompt_tokens=100,
-        num_blocks=1000, max_sequence_length=900, prefix_cache=False,
-    )  # fmt: skip
-    simulation.add([1] * 10, 30, ignore_eos=True)
-    assert shape(simulation.step()) == [(0, 0, 10, True)]
-    simulation.add([2] * 200, 3, ignore_eos=True)
-    simulation.add([3] * 400, 3, ignore_eos=True)
-    assert shape(simulation.step()) == [(0, 10, 1, True), (1, 0, 127, False)]
-    # A fourth would wait for a row: prompts fill the budget until one is free.
-    simulation.add([4] * 9, 3, ignore_eos=True)
-    assert shape(simulation.step()) == [(0, 11, 1, True), (1, 127, 73, True), (2, 0, 400, True)]
-    simulation.run()
-    simulation.check_at_rest()
-
-
 def test_every_running_sequence_advances_in_every_step(simulate: Any) -> None:
     simulation = simulate(token_budget=4, max_running=4, num_blocks=64)
     for token in range(1, 5):

@@ -94,7 +94,6 @@ def build_engine_from(
         SchedulerLimits(
             token_budget=batch.token_budget,
             mixed_token_budget=batch.mixed_token_budget,
-            spread_prompt_tokens=batch.spread_prompt_tokens,
             max_running=batch.max_batch_size,
             max_waiting=settings.max_waiting,
             block_size=cache.block_size,

@@ -24,10 +24,6 @@ _GPU_MIXED_TOKEN_BUDGET = 512
 Beyond, prompts only hold the others up: 512 tokens multiply as fast as 8192 on an H100.
 """
 
-_GPU_SPREAD_PROMPT_TOKENS = 128
-"""The same for requests that are all there from the beginning, none of which waits for its first
-token: beside decoding sequences so many cost a third less than in steps full of them."""
-
 _CPU_BATCH_SIZE = 128
 _GPU_BATCH_SIZE = 256
 
@@ -39,8 +35,6 @@ class BatchLimits:
     Attributes:
         token_budget: Most tokens computed in one step.
         mixed_token_budget: The same where sequences decode in it; ``None``: as many.
-        spread_prompt_tokens: Prompt tokens beside decoding sequences where all requests are there
-            from the beginning; ``None``: as the mixed budget says.
         max_batch_size: Most sequences that run at once.
         max_total_tokens: Longest sequence that the model and the user permit.
     """
@@ -49,7 +43,6 @@ class BatchLimits:
     max_batch_size: int
     max_total_tokens: int
     mixed_token_budget: int | None = None
-    spread_prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +106,7 @@ def decide_batch(settings: EngineSettings, config: ModelConfig, *, on_gpu: bool)
             f"--max-batch-prefill-tokens {budget} is below --max-batch-size {batch_size}: "
             "a step must hold one token of every running sequence"
         )
-    return BatchLimits(
-        token_budget=budget,
-        max_batch_size=batch_size,
-        max_total_tokens=max_total,
-        mixed_token_budget=_GPU_MIXED_TOKEN_BUDGET if on_gpu else None,
-        spread_prompt_tokens=_GPU_SPREAD_PROMPT_TOKENS if on_gpu and settings.offline else None,
-    )
+    return BatchLimits(budget, batch_size, max_total, _GPU_MIXED_TOKEN_BUDGET if on_gpu else None)
 
 
 def decide_cache(

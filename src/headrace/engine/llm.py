@@ -83,9 +83,7 @@ class LLM:
         **settings: Any,
     ) -> None:
         sources = {name: str(source) for name, source in (lora_adapters or {}).items()}
-        merged = EngineSettings(
-            model=model, max_waiting=2**31 - 1, lora_adapters=sources, offline=True
-        )
+        merged = EngineSettings(model=model, max_waiting=2**31 - 1, lora_adapters=sources)
         merged = msgspec.structs.replace(merged, **settings)
         self._checkpoint = resolve(model, merged.revision)
         check_names(sources, self._checkpoint.model_id)

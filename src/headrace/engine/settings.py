@@ -32,7 +32,6 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
             ``None``: yes, unless a ``dtype`` is named.
         lora_adapters: Name to PEFT directory or hub id of each adapter that requests may choose.
         max_lora_rank: Largest rank of an adapter that is accepted.
-        offline: Requests come all at once and nobody waits for a first token.
         random_weights_seed: Draw the weights from this seed instead of reading them.
     """
 
@@ -56,7 +55,6 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     packed_weights: bool | None = None
     lora_adapters: dict[str, str] = {}
     max_lora_rank: int = 64
-    offline: bool = False
     random_weights_seed: int | None = None
     json_output: bool = False
     log_level: str = "info"

@@ -23,9 +23,6 @@ class SchedulerLimits:
         max_prefill_chunk: Tokens of one prompt in one step at most; ``None``: the budget.
         mixed_token_budget: Tokens of a step in which sequences decode, as far as prompts fill it;
             ``None``: ``token_budget``. Prompts always get as many as there are such sequences.
-        spread_prompt_tokens: Where every waiting sequence will find a row, prompts get so many
-            tokens beside sequences that decode, or as many as there are, instead of filling
-            ``mixed_token_budget``: spread over more steps they cost less and come later.
         ageing_seconds: Waiting so long is worth one level of priority.
         prefix_cache: Reuse the blocks of equal prefixes.
         max_bypasses: How many later requests may overtake one that does not fit yet; after
@@ -41,7 +38,6 @@ class SchedulerLimits:
     max_sequence_length: int
     max_prefill_chunk: int | None = None
     mixed_token_budget: int | None = None
-    spread_prompt_tokens: int | None = None
     ageing_seconds: float = 1.0
     prefix_cache: bool = True
     max_bypasses: int = 64
@@ -79,12 +75,6 @@ class SchedulerLimits:
             self.mixed_token_budget is None or self.mixed_token_budget >= 1,
             "mixed_token_budget",
             self.mixed_token_budget,
-            ">= 1",
-        )
-        _require(
-            self.spread_prompt_tokens is None or self.spread_prompt_tokens >= 1,
-            "spread_prompt_tokens",
-            self.spread_prompt_tokens,
             ">= 1",
         )
         _require(self.max_bypasses >= 0, "max_bypasses", self.max_bypasses, ">= 0")

@@ -26,10 +26,6 @@ _PREEMPTED = SequenceStatus.PREEMPTED
 _ENDED = SequenceStatus.ENDED
 
 
-_TOKENS_TOGETHER = 128
-"""A GPU computes steps with prompts in them from graphs of multiples of so many tokens."""
-
-
 class Scheduler:
     """Decides who computes how many tokens in each step, and in which blocks.
 
@@ -203,15 +199,10 @@ class Scheduler:
 
     def _budget_beside(self, num_decoding: int) -> int:
         """Tokens of a step in which so many sequences decode; prompts get at least as many."""
-        limits, spread = self.limits, self.limits.spread_prompt_tokens
+        limits = self.limits
         if limits.mixed_token_budget is None or not num_decoding:
             return limits.token_budget
-        if spread is not None and len(self._queue) <= len(self._free_rows):
-            wanted = num_decoding + max(spread, num_decoding)
-            wanted = -(-wanted // _TOKENS_TOGETHER) * _TOKENS_TOGETHER
-        else:
-            wanted = max(limits.mixed_token_budget, 2 * num_decoding)
-        return min(limits.token_budget, wanted)
+        return min(limits.token_budget, max(limits.mixed_token_budget, 2 * num_decoding))
 
     def _plan_prefilling(self, plan: StepPlan, budget: int) -> None:
         for sequence in list(self._prefilling.values()):
