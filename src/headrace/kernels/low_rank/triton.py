@@ -117,7 +117,7 @@ def widen_token_kernel(
             tl.store(target, before + scale * sums, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def narrow_block_kernel(
     x,
     down,
@@ -175,7 +175,7 @@ def narrow_block_kernel(
         adapter = tl.max(tl.where(adapters < adapter, adapters, -1))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def widen_block_kernel(
     narrow,
     up,
