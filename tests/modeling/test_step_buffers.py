@@ -68,6 +68,13 @@ def test_a_step_arrives_whole_in_either_way(by_kernel: bool) -> None:
 
 
 @pytest.mark.usefixtures("on_a_gpu")
+def test_every_field_begins_at_a_multiple_of_16_bytes() -> None:
+    ours = buffers(None)
+    for name in ours._sections:
+        assert ours.section(name).storage_offset() % 4 == 0, name
+
+
+@pytest.mark.usefixtures("on_a_gpu")
 def test_a_place_that_changes_twice_before_a_step_holds_the_later_block() -> None:
     publisher = Publisher()
     ours = buffers(publisher)

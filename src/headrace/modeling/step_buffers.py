@@ -102,7 +102,9 @@ class StepBuffers:
     ) -> None:
         names = [field.name for field in fields(HostStep)]
         per_row = [name for name in names if name not in _PER_TOKEN]
-        self._layout = layout = StepLayout(len(_PER_TOKEN), len(per_row), max_tokens, max_rows + 1)
+        self._layout = layout = StepLayout(
+            len(_PER_TOKEN), len(per_row), _aligned(max_tokens), _aligned(max_rows + 1)
+        )
         self._sections: dict[str, slice] = {}
         for index, name in enumerate([*_PER_TOKEN, *per_row]):
             length = max_tokens if name in _PER_TOKEN else max_rows + (name == "query_start")
@@ -193,3 +195,11 @@ class StepBuffers:
         self.inputs.block_tables[part].copy_(self._host_tables[part], non_blocking=True)
         for overtaken in range(place, place + len(blocks)):
             self._changed.pop(overtaken, None)
+
+
+def _aligned(entries: int) -> int:
+    """So many that the field after them begins at a multiple of 16 bytes.
+
+    Triton compiles a kernel once more for pointers that do not.
+    """
+    return -(-entries // 4) * 4

@@ -15,8 +15,9 @@ class StepLayout:
     Attributes:
         token_fields: Number of fields of ``max_tokens`` entries.
         row_fields: Number of fields of ``row_capacity`` entries.
-        max_tokens: Most tokens of a step.
-        row_capacity: Most sequences of a step and one, since ``query_start`` has one more.
+        max_tokens: Most tokens of a step, or some more.
+        row_capacity: Most sequences of a step and one, since ``query_start`` has one more, or some
+            more.
     """
 
     token_fields: int

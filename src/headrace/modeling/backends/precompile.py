@@ -81,7 +81,13 @@ def parts_of(
         Part(kind="sampling", dtype=name, vocab_size=vocab_size),
     ]
     for shape, block_size in shapes:
-        common = {"dtype": name, "shape": shape, "block_size": block_size, "max_blocks": max_blocks}
+        prompts = Part(
+            kind="prompt attention",
+            dtype=name,
+            shape=shape,
+            block_size=block_size,
+            max_blocks=max_blocks,
+        )
         different = {
             paged.choose_decode_tiling(
                 count,
@@ -94,9 +100,9 @@ def parts_of(
             for count in sequences
         }
         counts = sorted(different.values())
-        halves = [half for half in (counts[::2], counts[1::2]) if half]
-        parts += [Part(kind="decode attention", sequences=half, **common) for half in halves]
-        parts.append(Part(kind="prompt attention", **common))
+        parts.append(prompts)
+        for half in filter(None, (counts[::2], counts[1::2])):
+            parts.append(msgspec.structs.replace(prompts, kind="decode attention", sequences=half))
     return parts
 
 
