@@ -197,6 +197,90 @@ def memory_table() -> str:
     return "\n".join(lines)
 
 
+ASKED = {
+    ("decode_step_ms", 1, 128): 5.5, ("decode_step_ms", 8, 128): 6.0,
+    ("decode_step_ms", 32, 128): 6.3, ("decode_step_ms", 64, 128): 6.8,
+    ("decode_step_ms", 128, 128): 7.8, ("decode_step_ms", 256, 128): 10.3,
+    ("decode_step_ms", 32, 2048): 9.0, ("prefill_ms", 1, 512): 13.5,
+    ("prefill_ms", 1, 2048): 47.0, ("prefill_ms", 8, 1024): 177.0,
+}  # fmt: skip
+"""Goals of the GPU backend on an H100: metric, batch and context to milliseconds."""
+
+
+def named_time(row: Row) -> str:
+    """What a time of a latency record is of."""
+    what = "decode step" if row.metric == "decode_step_ms" else "prefill"
+    return f"{what}, {row.batch} × {row.context:,}"
+
+
+def times(record: str) -> list[Row]:
+    """Rows of a latency record that are times of a step."""
+    return [row for row in load(record) if row.metric in PICTURED_METRICS]
+
+
+def gpu_times_table() -> str:
+    """The 8B shape on an H100 against what was asked, and two runs in a row of the same command."""
+    lines = ["| | ms | asked | two runs in a row |", "|---|---|---|---|"]
+    pair = load("h100-repeat-1"), load("h100-repeat-2")
+    for row in times("h100-latency"):
+        facts = {"batch": row.batch, "context": row.context}
+        asked = ASKED.get((row.metric, row.batch, row.context))
+        repeated = " / ".join(shown(value(rows, row.metric, **facts), 2) for rows in pair)
+        lines.append(f"| {named_time(row)} | {row.value:.2f} | {shown(asked, 1)} | {repeated} |")
+    offline = value(load("h100-offline"), "output_tokens_per_s")
+    lines.append(f"| 256 requests offline, new tokens a second | {shown(offline)} | 9,200 | |")
+    return "\n".join(lines)
+
+
+def gpu_other_table() -> str:
+    """Other types, shapes and lengths, and the library's products alone."""
+    lines = ["| | | ms |", "|---|---|---|"]
+    for name, record in (
+        ("8B, float16", "h100-latency-fp16"),
+        ("8B, bfloat16, long contexts", "h100-latency-8192"),
+        ("1B (head size 64), bfloat16", "h100-latency-1b"),
+        ("8B, `--tuning library`", "h100-latency-library"),
+    ):
+        lines += [f"| {name} | {named_time(row)} | {row.value:.2f} |" for row in times(record)]
+    return "\n".join(lines)
+
+
+def gpu_operations_table() -> str:
+    """Microseconds of each operation of a decode step, and the share of that its floor makes."""
+    rows = [row for row in load("h100-operations") if "operation" in row.conditions]
+    cases = list(dict.fromkeys((row.batch, row.context) for row in rows))
+    operations = dict.fromkeys(row.conditions["operation"] for row in rows)
+    heads = " | ".join(f"{batch} × {context:,}" for batch, context in cases)
+    lines = [f"| | {heads} |", "|---" * (len(cases) + 1) + "|"]
+    for operation in operations:
+        cells = []
+        for batch, context in cases:
+            found = [
+                row
+                for row in rows
+                if (row.batch, row.context) == (batch, context)
+                and row.conditions["operation"] == operation
+            ]
+            floor = found[0].conditions.get("floor_us") if found else None
+            cell = f"{found[0].value:,.0f}" if found else MISSING
+            if isinstance(floor, float):
+                cell += f" ({100 * floor / found[0].value:.0f} %)"
+            cells.append(cell)
+        lines.append(f"| {operation} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def gpu_start_table() -> str:
+    """From a process's start to ready."""
+    lines = ["| cached | ready, s | first token after that, s |", "|---|---|---|"]
+    rows = load("h100-start")
+    for row in rows:
+        if row.metric == "ready_s":
+            token = value(rows, "first_token_after_ready_s", conditions=row.conditions)
+            lines.append(f"| {row.conditions['cached']} | {row.value:.1f} | {shown(token, 2)} |")
+    return "\n".join(lines)
+
+
 PICTURE = ROOT / "docs" / "h100-h200.png"
 PICTURED = [RECORDS / "h100-latency.json", RECORDS / "h200-latency.json"]
 PICTURED_METRICS = ("prefill_ms", "decode_step_ms")
@@ -234,6 +318,12 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "table: h100": h100_table,
         "table: finetune": finetune_table,
         "picture: h100-h200": picture_block,
+    },
+    "docs/gpu.md": {
+        "table: times": gpu_times_table,
+        "table: other": gpu_other_table,
+        "table: operations": gpu_operations_table,
+        "table: start": gpu_start_table,
     },
     "docs/fit.md": {"table: memory": memory_table},
     "docs/finetuning-speed.md": {
