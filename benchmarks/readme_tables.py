@@ -312,6 +312,36 @@ def picture_is_current() -> bool:
     return PICTURE.exists() and records_digest(PICTURED).encode() in PICTURE.read_bytes()
 
 
+def larger_shapes_table() -> str:
+    """Shapes of 1B and 8B on a CPU beside the bandwidth of its memory."""
+    lines = [
+        "| shape, weights | decode step at batch 1 | bytes read a step | bandwidth measured "
+        "| share of it | prefill |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows = load("cpu-zen3-larger-shapes")
+    for step in (row for row in rows if row.metric == "decode_step_ms"):
+        name = str(step.conditions["shape"])
+        beside = [
+            row for row in rows
+            if row.conditions["shape"] == name and row.weights == step.weights
+        ]  # fmt: skip
+        read, bandwidth, share, prefill = (
+            value(beside, metric, batch=step.batch)
+            for metric in (
+                "bytes_read_gb",
+                "read_gb_per_s",
+                "share_of_bandwidth_percent",
+                "prefill_tokens_per_s",
+            )
+        )
+        lines.append(
+            f"| {name}, {step.weights} | {shown(step.value)} ms | {shown(read, 2)} GB "
+            f"| {shown(bandwidth, 1)} GB/s | {shown(share)} % | {shown(prefill)} tok/s |"
+        )
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "table: cpu": cpu_table,
@@ -325,6 +355,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "table: operations": gpu_operations_table,
         "table: start": gpu_start_table,
     },
+    "docs/cpu.md": {"table: larger shapes": larger_shapes_table},
     "docs/fit.md": {"table: memory": memory_table},
     "docs/finetuning-speed.md": {
         "table: reference": partial(speed_table, "h100-finetune", "h100-finetune-peft"),
