@@ -7,6 +7,7 @@ compiled later, where it is needed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -116,10 +117,12 @@ def start(parts: Sequence[Part], device: torch.device) -> Callable[[], None]:
         worker = subprocess.Popen(
             command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
         )
-        if worker.stdin is not None:
-            worker.stdin.write(msgspec.json.encode(part))
-            worker.stdin.close()
         workers.append(worker)
+        # One that has ended already compiles nothing, and stops nobody.
+        with contextlib.suppress(BrokenPipeError):
+            if worker.stdin is not None:
+                worker.stdin.write(msgspec.json.encode(part))
+                worker.stdin.close()
 
     def wait() -> None:
         for worker in workers:
