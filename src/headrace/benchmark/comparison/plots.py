@@ -113,8 +113,8 @@ def subject(comparison: Comparison) -> str:
     for name in ("weights", "kv"):
         formats = {str(line.facts[name]) for line in comparison.lines if name in line.facts}
         told += [f"{_FORMAT_OF[name]} {format}" for format in formats if len(formats) == 1]
-    parts = [", ".join(told), "bars: medians, lines: lowest to highest sample"]
-    return "; ".join(filter(None, (*parts, comparison.software())))
+    line = ", ".join(told) + "; " * bool(told) + "bars: medians, lines: lowest to highest sample"
+    return "\n".join(filter(None, (line, comparison.software())))
 
 
 def draw_svg(panel: Panel, labels: Sequence[str], number: int) -> str:
