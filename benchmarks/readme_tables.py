@@ -197,7 +197,7 @@ def memory_table() -> str:
     return "\n".join(lines)
 
 
-ASKED = {
+ASKED: dict[tuple[str, int | None, int | None], float] = {
     ("decode_step_ms", 1, 128): 5.5, ("decode_step_ms", 8, 128): 6.0,
     ("decode_step_ms", 32, 128): 6.3, ("decode_step_ms", 64, 128): 6.8,
     ("decode_step_ms", 128, 128): 7.8, ("decode_step_ms", 256, 128): 10.3,
