@@ -42,9 +42,13 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/mypy --explicit-package-bases benchmarks/*.py
 
-# -v takes back the -q of pyproject: the run closes on pytest's full summary line.
+# These measure, restart and wait: they want the machine for themselves. The others share its cores.
+ALONE := tests/benchmark tests/end_to_end tests/engine tests/transport
+
+# -v takes back the -q of pyproject: a run closes on pytest's full summary line.
 pytest: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -v --no-header --durations=20 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -v --no-header -n auto $(addprefix --ignore=,$(ALONE)) --durations=20 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -v --no-header $(ALONE) --durations=20 $(PYTEST_ARGS)
 
 format: $(VENV)/installed-dev ## Format the sources and apply safe lint fixes
 	$(BIN)/ruff check --fix .
