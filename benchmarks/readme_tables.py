@@ -307,6 +307,23 @@ def picture_is_current() -> bool:
     return PICTURE.exists() and records_digest(PICTURED).encode() in PICTURE.read_bytes()
 
 
+def avx2_table() -> str:
+    """headrace and llama.cpp on a CPU without AVX-512."""
+    records = load("cpu-zen3-headrace"), load("cpu-zen3-llama.cpp")
+    lines = ["| | headrace | llama.cpp | |", "|---|---|---|---|"]
+    for what, metric, batches in (
+        ("decode, tok/s at batch", "output_tokens_per_s", (1, 8, 32)),
+        ("prefill, tok/s at batch", "prefill_tokens_per_s", (1, 8, 32)),
+    ):
+        for batch in batches:
+            ours, theirs = (value(rows, metric, batch=batch) for rows in records)
+            if ours and theirs:
+                lines.append(
+                    f"| {what} {batch} | {shown(ours)} | {shown(theirs)} | {ours / theirs:.1f} × |"
+                )
+    return "\n".join(lines)
+
+
 def larger_shapes_table() -> str:
     """Shapes of 1B and 8B on a CPU beside the bandwidth of its memory."""
     lines = [
@@ -350,7 +367,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "table: operations": gpu_operations_table,
         "table: start": gpu_start_table,
     },
-    "docs/cpu.md": {"table: larger shapes": larger_shapes_table},
+    "docs/cpu.md": {"table: avx2": avx2_table, "table: larger shapes": larger_shapes_table},
     "docs/fit.md": {"table: memory": memory_table},
     "docs/finetuning-speed.md": {
         "table: reference": partial(speed_table, "h100-finetune", "h100-finetune-peft"),
