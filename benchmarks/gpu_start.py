@@ -20,7 +20,7 @@ from pathlib import Path
 
 from headrace.benchmark.measured_device import MeasuredDevice
 from headrace.benchmark.offline.stand_in import stand_in_directory
-from headrace.benchmark.record import Row, own_record
+from headrace.benchmark.record import Row, median_row, own_record
 from headrace.checkpoint.shapes import shape
 from headrace.hardware.device import resolve_device
 
@@ -82,13 +82,7 @@ def main() -> int:
             for metric, samples in zip(
                 ("ready_s", "first_token_after_ready_s"), zip(*found, strict=True), strict=True
             ):
-                value = sorted(samples)[len(samples) // 2]
-                rows.append(
-                    Row(
-                        metric=metric, value=value, unit="s", samples=list(samples),
-                        conditions={"cached": cached},
-                    )
-                )  # fmt: skip
+                rows.append(median_row(metric, samples, "s", conditions={"cached": cached}))
                 print(f"{metric}, cached: {cached}: {[round(s, 2) for s in samples]}", flush=True)
     measured = MeasuredDevice(resolve_device(arguments.device))
     own_record(

@@ -19,29 +19,36 @@ import torch
 from headrace.benchmark.kernels.ceilings import measure_ceilings
 from headrace.benchmark.provenance import versions_of
 from headrace.benchmark.record import Row, median_row, own_record
-from headrace.checkpoint.builtin import cache_directory
 from headrace.checkpoint.config import ModelConfig
+from headrace.checkpoint.expected_tensors import expected_tensors
 from headrace.checkpoint.shapes import shape
 from headrace.hardware.processor import processor, usable_cores
-from headrace.modeling.backends.native_cpu import NativeCpuBackend
+from headrace.modeling.backends.choose import choose_backend
 from headrace.modeling.loading.load import build_decoder
 from headrace.modeling.loading.random_weights import STANDARD_DEVIATION, RandomReader
 from headrace.modeling.operations import GGUFBlocks, WeightPart
 from headrace.modeling.runner import ModelRunner, RunnerLimits, ScheduledTokens
 
 CONTEXT, BLOCK_SIZE = 128, 16
+SEED = 0
 CPU = torch.device("cpu")
 
 
-class Q40Reader(RandomReader):
-    """Random matrices as a GGUF file of type Q4_0 holds them."""
+class Q40Reader:
+    """Random matrices as a GGUF file of type Q4_0 holds them; vectors as ``RandomReader``'s."""
 
-    def read(self, name: str) -> WeightPart:  # type: ignore[override]
+    def __init__(self, config: ModelConfig) -> None:
+        self._shapes = expected_tensors(config)
+        self._vectors = RandomReader(config, SEED, CPU, torch.bfloat16)
+        self._generator = torch.Generator(CPU).manual_seed(SEED)
+
+    def read_vector(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """A norm or bias."""
+        return self._vectors.read_vector(name, dtype)
+
+    def read(self, name: str) -> WeightPart:
         """Blocks of 32: a scale, and quants spread evenly over their 16 values."""
-        size = self._shapes[name]
-        if len(size) == 1:
-            return super().read(name)
-        n, k = size
+        n, k = self._shapes[name]
         data = torch.randint(0, 256, (n, k // 32, 18), dtype=torch.uint8, generator=self._generator)
         # Quants from -8 to 7 deviate by 4.6 on the average square.
         scale = torch.tensor([STANDARD_DEVIATION / 4.6], dtype=torch.float16)
@@ -53,14 +60,14 @@ def measure(name: str, form: str, batches: list[int], steps: int) -> list[Row]:
     """Rows of one shape and format."""
     config = shape(name)
     threads = usable_cores()
-    torch.set_num_threads(threads)
-    backend = NativeCpuBackend(
-        torch.bfloat16, threads, tuning_directory=cache_directory() / "tuning"
-    )
-    reader = (Q40Reader if form == "q4_0" else RandomReader)(config, 0, CPU, torch.bfloat16)
+    backend = choose_backend(
+        "native", "cpu", "bfloat16", head_dim=config.head_dim, threads=threads, packed_weights=True
+    ).backend
+    torch.set_num_threads(threads)  # which lay the weights out
+    packed = form == "q4_0"
+    reader = Q40Reader(config) if packed else RandomReader(config, SEED, CPU, torch.bfloat16)
     length = CONTEXT + steps + 8
-    operations = backend.operations
-    decoder = build_decoder(config, reader, operations, length)  # type: ignore[arg-type]
+    decoder = build_decoder(config, reader, backend.operations, length)
     blocks, most = -(-length // BLOCK_SIZE), max(batches)
     limits = RunnerLimits(
         max_tokens=CONTEXT,
@@ -69,10 +76,10 @@ def measure(name: str, form: str, batches: list[int], steps: int) -> list[Row]:
         block_size=BLOCK_SIZE,
         num_blocks=most * blocks,
     )
-    runner = ModelRunner(config, decoder, backend, limits)  # type: ignore[arg-type]
+    runner = ModelRunner(config, decoder, backend, limits)
     weights = decoder.num_bytes - table_bytes(config, form)
     rows: list[Row] = []
-    rng = random.Random(0)
+    rng = random.Random(SEED)
     for row in range(most):
         runner.set_blocks(row, 0, list(range(row * blocks, (row + 1) * blocks)))
     for batch in batches:
@@ -83,7 +90,9 @@ def measure(name: str, form: str, batches: list[int], steps: int) -> list[Row]:
         for step in range(steps):
             entries = [ScheduledTokens(row, CONTEXT + step, None, True) for row in range(batch)]
             decodes.append(timed(runner, entries))
-        facts = {"weights": form, "batch": batch, "context": CONTEXT}
+        facts = {
+            "weights": form, "batch": batch, "context": CONTEXT, "conditions": {"shape": name}
+        }  # fmt: skip
         kv = batch * CONTEXT * 2 * config.kv_size * config.num_layers * 2
         bandwidth = measure_ceilings(CPU, torch.bfloat16, threads).bytes_per_second
         step_row = median_row("decode_step_ms", [1e3 * s for s in decodes], "ms", **facts)
@@ -101,7 +110,7 @@ def measure(name: str, form: str, batches: list[int], steps: int) -> list[Row]:
             f"prefill {CONTEXT / sorted(prefills)[len(prefills) // 2]:.0f} tokens/s",
             flush=True,
         )
-    return [with_shape(row, name) for row in rows]
+    return rows
 
 
 def table_bytes(config: ModelConfig, form: str) -> int:
@@ -114,12 +123,6 @@ def timed(runner: ModelRunner, batch: list[ScheduledTokens]) -> float:
     started = time.perf_counter()
     runner.execute(batch)
     return time.perf_counter() - started
-
-
-def with_shape(row: Row, name: str) -> Row:
-    """The row, saying which shape it is of."""
-    row.conditions = {**(row.conditions or {}), "shape": name}
-    return row
 
 
 def main() -> None:
@@ -138,7 +141,7 @@ def main() -> None:
             gc.collect()
     if options.out is not None:
         versions = versions_of("torch")
-        own_record(processor(), rows, versions, seed=0).write(options.out)
+        own_record(processor(), rows, versions, seed=SEED).write(options.out)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 
@@ -17,7 +16,6 @@ from headrace.modeling.backends.backend import Backend
 from headrace.modeling.backends.choose import BackendChoice, choose_backend
 from headrace.modeling.backends.native_cpu import NativeCpuBackend
 from headrace.modeling.loading.load import load_decoder, random_decoder
-from headrace.modeling.operations import Operations
 from headrace.modeling.runner import ModelRunner, RunnerLimits
 
 
@@ -58,7 +56,7 @@ def tune_gemm(model: ModelConfig | Checkpoint, dtype: str = "auto") -> list[Tune
     choice = choose_backend(
         "auto", "auto", dtype, head_dim=config.head_dim, packed_weights=dtype == "auto"
     )
-    if isinstance(choice.backend, NativeCpuBackend):
+    if choice.backend.name == "native":
         return _on_cpu(model, config, choice.backend)
     if choice.backend.name != "triton":
         raise ConfigurationError(
@@ -69,17 +67,16 @@ def tune_gemm(model: ModelConfig | Checkpoint, dtype: str = "auto") -> list[Tune
 
 
 def _on_cpu(
-    model: ModelConfig | Checkpoint, config: ModelConfig, backend: NativeCpuBackend
+    model: ModelConfig | Checkpoint, config: ModelConfig, backend: Backend
 ) -> list[TunedGemm]:
     if not is_on("TUNED_GEMM"):
         raise ConfigurationError("HEADRACE_TUNED_GEMM is off: nothing is tuned")
-    operations = cast(Operations, backend.operations)
     settings = EngineSettings()
     batch = decide_batch(settings, config, on_gpu=False)
     decoder = (
-        load_decoder(model, operations, batch.token_budget)
+        load_decoder(model, backend.operations, batch.token_budget)
         if isinstance(model, Checkpoint)
-        else random_decoder(config, 0, operations, batch.token_budget)
+        else random_decoder(config, 0, backend.operations, batch.token_budget)
     )
     limits = RunnerLimits(
         max_tokens=batch.token_budget,
@@ -88,7 +85,8 @@ def _on_cpu(
         block_size=settings.block_size,
         num_blocks=1,
     )
-    ModelRunner(config, decoder, cast(Backend, backend), limits)
+    ModelRunner(config, decoder, backend, limits)
+    assert isinstance(backend, NativeCpuBackend)
     return [
         TunedGemm(
             rows=tuned.shape.n,

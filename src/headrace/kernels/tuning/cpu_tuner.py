@@ -150,7 +150,10 @@ class CpuLinearTuner:
                 self._results[shape, rows] = self._measure(program, shape, rows)
             seconds = time.perf_counter() - started
             _logger.info("planned %d linears in %.1f s", len(missing), seconds)
-            self._save(list(self._results.values()))
+            if self._path is not None:
+                linears = list(self._results.values())
+                table = CpuTuningTable(validators=self._validators, linears=linears)
+                table_file.save(self._path, table)
         for shape, rows in wanted:
             chosen = self._used[shape, rows] = self._results[shape, rows]
             program.set_plan(shape, rows, chosen.plan)
@@ -164,15 +167,6 @@ class CpuLinearTuner:
             _logger.warning("tuning again: %s", reason)
             return []
         return [] if table is None else table.linears
-
-    def _save(self, results: list[TunedLinear]) -> None:
-        if self._path is None:
-            return
-        table = CpuTuningTable(validators=self._validators, linears=results)
-        try:
-            table_file.save(self._path, table)
-        except OSError as error:
-            _logger.warning("tuning results are not kept: %s", error)
 
     def _measure(self, program: Any, shape: LinearShape, rows: int) -> TunedLinear:
         default = LinearPlan(*program.plan(shape, rows))
@@ -221,7 +215,7 @@ class _Timer:
     def _once(self, calls: int) -> float:
         started = time.perf_counter()
         done: int = self._program.run_linears(self._pool, self._shape, self._rows, calls)
-        return (time.perf_counter() - started) / float(done)
+        return (time.perf_counter() - started) / done
 
 
 def _stages(

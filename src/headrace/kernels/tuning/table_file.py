@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import msgspec
+
+_logger = logging.getLogger(__name__)
 
 
 class StaleTable(Exception):
@@ -52,8 +55,11 @@ def load(path: Path, kind: type[T], format: int, validators: msgspec.Struct) -> 
 
 
 def save(path: Path, table: msgspec.Struct) -> None:
-    """Write ``table`` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write ``table`` whole or not at all; where nothing can be written, that is reported."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=1))
-    scratch.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(msgspec.json.format(msgspec.json.encode(table), indent=1))
+        scratch.replace(path)
+    except OSError as error:
+        _logger.warning("tuning results are not kept: %s", error)
