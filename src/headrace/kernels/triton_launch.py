@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from headrace.hardware.switches import is_on
+from headrace.kernels import cuda_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,12 +30,15 @@ class GpuTraits:
         shared_memory: Bytes of shared memory (LDS) that one program may take.
         dependent_launch: Programmatic dependent launch works (NVIDIA, compute capability >= 9).
         wide_matrix_unit: Matrix instructions read operands from shared memory (Hopper's wgmma).
+        warpgroup_kernels: Kernels in CUDA C++ for compute capability 9.0 run here, and there is a
+            compiler for them.
     """
 
     multiprocessors: int
     shared_memory: int
     dependent_launch: bool
     wide_matrix_unit: bool
+    warpgroup_kernels: bool = False
 
     @classmethod
     def of(cls, device: torch.device) -> GpuTraits:
@@ -48,6 +52,11 @@ class GpuTraits:
             ),
             dependent_launch=hopper_or_later and is_on("DEPENDENT_LAUNCH"),
             wide_matrix_unit=hopper_or_later,
+            warpgroup_kernels=(
+                hopper_or_later
+                and (properties.major, properties.minor) == (9, 0)
+                and cuda_source.compiler() is not None
+            ),
         )
 
     def launch_options(self) -> dict[str, bool]:

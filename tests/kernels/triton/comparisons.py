@@ -16,6 +16,7 @@ from functools import partial
 
 import sampling_comparison
 import torch
+from hopper_comparison import hopper_cases
 
 from headrace.kernels.activation import reference as activation_reference
 from headrace.kernels.activation import triton as activation
@@ -277,7 +278,7 @@ class Comparisons:
             errors.append(relative_error(out, expected))
             if not wide:
                 out.copy_(before)
-                linear.add_linear(x, weight, out, choice)
+                linear.add_linear(x, weight, out, choice, self.traits)
                 errors.append(relative_error(out, expected + before.float()))
         return max(errors)
 
@@ -447,6 +448,7 @@ def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
     for dtype in (torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
         here = Comparisons(torch.device("cuda"), dtype, traits)
+        yield from hopper_cases(dtype, traits)
         for tokens, hidden in ((1, 4096), (7, 576), (333, 8192)):
             yield f"norms {tokens}x{hidden} {name}", partial(here.norms, tokens, hidden)
         for tokens, width in ((1, 14336), (77, 1537)):

@@ -178,6 +178,7 @@ def builds(traits: GpuTraits) -> list[Build]:
         constants = shared | {
             "GROUP_PADDED": 16, "HEADS": decode.heads, "TILE": decode.tile, "RUN": 16,
             "SHARES": 2, "SMALLEST_SHARE": 128, "STAGES": decode.stages,
+            "BESIDE": True,
         }  # fmt: skip
         listed.append(
             Build(
@@ -190,7 +191,7 @@ def builds(traits: GpuTraits) -> list[Build]:
         )
         prefill = choose_prefill_tiling(head_dim, torch.bfloat16, traits)
         constants = shared | {
-            "ROWS": prefill.rows, "TILE": prefill.tile, "SKIP_SINGLE": True,
+            "ROWS": prefill.rows, "TILE": prefill.tile, "BESIDE": True,
             "STAGES": prefill.stages, "READ_FRESH": can_read_fresh(head_dim, None, traits),
             "FRESH_STAGES": 3,
         }  # fmt: skip

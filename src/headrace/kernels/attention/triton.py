@@ -222,6 +222,7 @@ def paged_attention(
             SMALLEST_SHARE=max(tokens, decode.smallest_share),
             WINDOW=sliding_window or 0,
             STAGES=decode.stages,
+            BESIDE=mixed,
             num_warps=decode.warps,
             **traits.launch_options(),
         )
@@ -255,7 +256,7 @@ def paged_attention(
             ROWS=prefill.rows,
             TILE=prefill.tile,
             WINDOW=sliding_window or 0,
-            SKIP_SINGLE=mixed,
+            BESIDE=mixed,
             STAGES=prefill.stages,
             READ_FRESH=read_fresh,
             FRESH_STAGES=_FRESH_STAGES,

@@ -50,6 +50,7 @@ def decode_attention_kernel(
     SMALLEST_SHARE: tl.constexpr,
     WINDOW: tl.constexpr,
     STAGES: tl.constexpr,
+    BESIDE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Grid (KV heads / ``HEADS``, ``SHARES``, sequences).
@@ -67,8 +68,10 @@ def decode_attention_kernel(
         GROUP_PADDED: Power of two >= ``HEADS * GROUP``.
         TILE: Keys of a tile, of all its heads: ``TILE / HEADS`` positions.
         RUN: Positions of one head that follow each other in a tile; divides ``TILE / HEADS``.
+        BESIDE: The next kernel runs beside this one: it may start once this one's inputs are there.
     """
-    start_dependents(PDL)
+    if not BESIDE:
+        start_dependents(PDL)
     kv_head = tl.program_id(0) * HEADS
     TOKENS: tl.constexpr = TILE // HEADS
     # What a tile's key is: its position after the tile's first, and its head.
@@ -96,6 +99,8 @@ def decode_attention_kernel(
         prefetch_to_l2(key_cache + lines, PDL)
         prefetch_to_l2(value_cache + lines, PDL)
     wait_for_inputs(PDL)
+    if BESIDE:
+        start_dependents(PDL)
     if (new_tokens == 1) & (first < context):
         last = tl.minimum(first + length, context)
         member = tl.arange(0, GROUP_PADDED)

@@ -154,7 +154,7 @@ def prefill_attention_kernel(
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
-    SKIP_SINGLE: tl.constexpr,
+    BESIDE: tl.constexpr,
     STAGES: tl.constexpr,
     READ_FRESH: tl.constexpr,
     FRESH_STAGES: tl.constexpr,
@@ -165,13 +165,16 @@ def prefill_attention_kernel(
     Slots are dealt out by ``query_start`` alone: sequence s has those from ``query_start[s] //
     tokens + s`` on, enough for its own tiles and at most one more, so that there are as many as
     tokens and sequences need, however lengths mix. Spare slots do nothing, nor, with
-    ``SKIP_SINGLE``, do sequences with one new token (the decode kernel's part). Of a sequence the
+    ``BESIDE``, do sequences with one new token (the decode kernel's part). Of a sequence the
     longest tiles come first.
 
     Args:
         qkv_tiles: With ``READ_FRESH`` a descriptor of ``qkv`` in tiles [TILE, HEAD_DIM]; rotated
             keys are then also in ``qkv``. A tile may reach into the next sequence: causality masks
             what lies there.
+        BESIDE: The decode kernel comes before, and lets this one start when the inputs of both are
+            there. Nothing that it writes is read here: programs fill what it leaves of the device,
+            and one of them waits for its end, so that this kernel's end is that of both.
     """
     start_dependents(PDL)
     TOKENS: tl.constexpr = ROWS // GROUP
@@ -181,9 +184,10 @@ def prefill_attention_kernel(
     first_token = tl.load(query_start + sequence)
     new_tokens = tl.load(query_start + sequence + 1) - first_token
     tile = tl.cdiv(new_tokens, TOKENS) - 1 - (slot - first_token // TOKENS - sequence)
-    wait_for_inputs(PDL)
+    if not BESIDE:
+        wait_for_inputs(PDL)
     wanted = tile >= 0
-    if SKIP_SINGLE:
+    if BESIDE:
         wanted = wanted & (new_tokens > 1)
     if wanted:
         context = tl.load(context_lengths + sequence)
@@ -300,3 +304,5 @@ def prefill_attention_kernel(
         total = tl.where(total > 0.0, total, 1.0)
         target = out + row_token[:, None] * out_stride + head_column
         tl.store(target, result / total[:, None], mask=inside)
+    if BESIDE and (slot == 0) & (kv_head == 0):
+        wait_for_inputs(PDL)

@@ -9,7 +9,7 @@ import msgspec
 import torch
 import triton
 
-from headrace.kernels.linear import cublaslt
+from headrace.kernels.linear import cublaslt, hopper
 from headrace.kernels.linear.triton_gemv import gemv_kernel
 from headrace.kernels.linear.triton_skinny import skinny_kernel
 from headrace.kernels.triton_launch import GpuTraits
@@ -20,8 +20,8 @@ class GemmChoice(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         kind: ``library`` (what torch calls: cuBLAS, hipBLASLt), ``cublaslt`` (another of its
-            algorithms), ``gemv`` or ``skinny``.
-        rows: Weight rows of a program.
+            algorithms), ``gemv``, ``skinny`` or ``hopper`` (for many tokens).
+        rows: Weight rows of a program (hopper: of a tile).
         block_k: Columns of the weight read at a time.
         tokens: Tokens of a program (skinny).
         shares: Parts that K is split into (skinny).
@@ -31,7 +31,7 @@ class GemmChoice(msgspec.Struct, frozen=True, kw_only=True):
         algorithm: The library's own description of it (cublaslt).
     """
 
-    kind: Literal["library", "cublaslt", "gemv", "skinny"] = "library"
+    kind: Literal["library", "cublaslt", "gemv", "skinny", "hopper"] = "library"
     rows: int = 0
     block_k: int = 0
     tokens: int = 0
@@ -49,6 +49,8 @@ class GemmChoice(msgspec.Struct, frozen=True, kw_only=True):
             return f"cublaslt {hashlib.sha256(self.algorithm.encode()).hexdigest()[:6]}"
         if self.kind == "gemv":
             return f"gemv {self.rows}x{self.block_k} w{self.warps}"
+        if self.kind == "hopper":
+            return f"hopper {self.rows}"
         return (
             f"skinny {self.rows}x{self.tokens}x{self.block_k}"
             f" /{self.shares} s{self.stages} w{self.warps} p{self.prefetch}"
@@ -58,7 +60,7 @@ class GemmChoice(msgspec.Struct, frozen=True, kw_only=True):
 LIBRARY = GemmChoice()
 
 _FEWEST_TOKENS_ADDED = 96
-"""From so many tokens on a library product adds to what is in its output at no cost."""
+"""From so many tokens on a product adds to what is in its output at no cost."""
 
 
 class GemmWorkspace:
@@ -147,6 +149,8 @@ def linear(
             num_warps=choice.warps,
             **traits.launch_options(),
         )
+    elif choice.kind == "hopper" and bias is None and hopper.takes(x, weight, out):
+        hopper.product(x, weight, out, "store", choice.rows, traits)
     elif choice.kind == "cublaslt" and bias is None:
         _cublaslt_linear(x, weight, out, choice)
     else:
@@ -155,17 +159,24 @@ def linear(
 
 def can_add(choice: GemmChoice, tokens: int) -> bool:
     """Whether ``add_linear`` is the faster way, where ``choice`` is that of the product."""
-    return tokens >= _FEWEST_TOKENS_ADDED and choice.kind in ("library", "cublaslt")
+    return tokens >= _FEWEST_TOKENS_ADDED and choice.kind in ("library", "cublaslt", "hopper")
 
 
 def add_linear(
-    x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, choice: GemmChoice
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    choice: GemmChoice,
+    traits: GpuTraits,
 ) -> None:
-    """``out += x @ weight.T`` by the vendor library, the sum rounded once.
+    """``out += x @ weight.T``, the sum rounded once.
 
     Args:
-        choice: ``cublaslt`` names its algorithm; any other leaves that to the library.
+        choice: What ``can_add`` accepts; any other leaves it to the library.
     """
+    if choice.kind == "hopper" and hopper.takes(x, weight, out):
+        hopper.product(x, weight, out, "add", choice.rows, traits)
+        return
     if choice.kind == "cublaslt":
         library = cublaslt.loaded(x.device)
         if library is not None and library.multiply(x, weight, out, choice.algorithm, add=True):

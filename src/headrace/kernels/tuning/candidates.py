@@ -6,11 +6,17 @@ from itertools import product
 
 import triton
 
+from headrace.kernels.linear import hopper
 from headrace.kernels.linear.triton import LIBRARY, GemmChoice
 from headrace.kernels.triton_launch import GpuTraits
 
 _MOST_TOKENS_WIDE, _MOST_TOKENS = 64, 256
-"""Beyond, the library alone is measured; on Hopper its kernels win from fewer tokens on."""
+"""Beyond, Triton's kernels are not measured; on Hopper others win from fewer tokens on."""
+
+_FEWEST_TOKENS_CLUSTERED = 129
+"""Those that more than one program of a cluster serves."""
+
+_HOPPER_TILES = 2
 
 _Tile = tuple[int, int, int, int, tuple[int, ...]]
 """Weight rows, tokens, columns at a time, warps, depths of the load pipeline."""
@@ -49,14 +55,14 @@ _PREFETCHED_COLUMNS: tuple[int, ...] = (512, 2048)
 
 
 def candidates(num_rows: int, columns: int, tokens: int, traits: GpuTraits) -> list[GemmChoice]:
-    """The vendor library first, then Triton kernels that fit the device and fill it.
+    """The vendor library first, then kernels of our own that fit the device and fill it.
 
     Args:
         num_rows: N of the weight.
         columns: K.
         tokens: Of the input.
     """
-    choices = [LIBRARY]
+    choices = [LIBRARY, *_hopper_candidates(num_rows, tokens, traits)]
     if tokens > (_MOST_TOKENS_WIDE if traits.wide_matrix_unit else _MOST_TOKENS):
         return choices
     if tokens == 1:
@@ -95,6 +101,14 @@ def candidates(num_rows: int, columns: int, tokens: int, traits: GpuTraits) -> l
                 )
             )
     return choices
+
+
+def _hopper_candidates(num_rows: int, tokens: int, traits: GpuTraits) -> list[GemmChoice]:
+    """The tiles that should take least time; wide ones first among equals."""
+    if tokens < _FEWEST_TOKENS_CLUSTERED or not traits.warpgroup_kernels:
+        return []
+    best = sorted(hopper.ROWS, key=lambda rows: hopper.cost(tokens, num_rows, rows, traits))
+    return [GemmChoice(kind="hopper", rows=rows) for rows in best[:_HOPPER_TILES]]
 
 
 def untuned(num_rows: int, columns: int, tokens: int, traits: GpuTraits) -> GemmChoice:

@@ -174,12 +174,12 @@ class GemmTuner:
     ) -> list[tables.TunedShape]:
         wait = None if meanwhile is None else meanwhile()
         listed = [
-            (shape, tokens, candidates(shape.num_rows, shape.columns, tokens, self._traits))
+            (shape, tokens, self._candidates(shape, tokens))
             for shape in weights
             for tokens in token_counts(shape)
         ]
         jobs = {
-            (shape.columns, tokens % 16, shape.wide_output, choice): Job(
+            _compiled_alike(shape, tokens, choice): Job(
                 num_rows=shape.num_rows,
                 columns=shape.columns,
                 tokens=tokens,
@@ -189,7 +189,7 @@ class GemmTuner:
             )
             for shape, tokens, choices in listed
             for choice in choices
-            if choice.kind in ("gemv", "skinny")
+            if choice.kind in ("gemv", "skinny", "hopper")
         }
         precompile(list(jobs.values()), self._device)
         if wait is not None:
@@ -213,6 +213,10 @@ class GemmTuner:
                 )
             )
         return results
+
+    def _candidates(self, shape: LinearShape, tokens: int) -> list[GemmChoice]:
+        found = candidates(shape.num_rows, shape.columns, tokens, self._traits)
+        return [c for c in found if c.kind != "hopper" or not shape.wide_output]
 
     def _times(
         self,
@@ -268,6 +272,13 @@ class GemmTuner:
                 :12
             ],
         )
+
+
+def _compiled_alike(shape: LinearShape, tokens: int, choice: GemmChoice) -> object:
+    """Equal for launches of one compiled kernel."""
+    if choice.kind == "hopper":
+        return choice
+    return shape.columns, tokens % 16, shape.wide_output, choice
 
 
 def _beside(path: Path) -> Path:

@@ -12,6 +12,7 @@ import sys
 import msgspec
 import torch
 
+from headrace.kernels.linear import hopper
 from headrace.kernels.linear.triton import GemmChoice, GemmWorkspace, linear
 from headrace.kernels.triton_launch import GpuTraits
 
@@ -55,6 +56,8 @@ def compile_jobs(jobs: list[Job], device: torch.device) -> None:
         rows = 128 if job.num_rows % 16 == 0 else 127
         dtype, out_dtype = getattr(torch, job.dtype), getattr(torch, job.out_dtype)
         try:
+            if job.choice.kind == "hopper":
+                hopper.load("add", job.choice.rows, dtype, device)
             x = torch.zeros(job.tokens, job.columns, dtype=dtype, device=device)
             weight = torch.zeros(rows, job.columns, dtype=dtype, device=device)
             out = torch.empty(job.tokens, rows, dtype=out_dtype, device=device)

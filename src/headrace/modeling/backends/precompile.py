@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from headrace.kernels.attention import triton as paged
-from headrace.kernels.linear import triton_gated
+from headrace.kernels.linear import hopper, triton_gated
 from headrace.kernels.triton_launch import GpuTraits
 from headrace.link.sampling import SamplingParams
 from headrace.modeling.operations import AttentionShape
@@ -39,7 +39,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     """What one process compiles.
 
     Attributes:
-        kind: Attention of single tokens, that of prompts, gated products, or sampling.
+        kind: Attention of single tokens, that of prompts, gated products of few tokens and of many,
+            or sampling.
         sequences: Numbers of sequences of decode steps (attention).
         shape: Of the attention (attention).
         block_size: Of the cache (attention).
@@ -49,7 +50,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
         vocab_size: Of the logits (sampling).
     """
 
-    kind: Literal["decode attention", "prompt attention", "gated", "sampling"]
+    kind: Literal["decode attention", "prompt attention", "gated", "gated prompts", "sampling"]
     dtype: str
     sequences: list[int] = []
     shape: AttentionShape | None = None
@@ -81,6 +82,8 @@ def parts_of(
         Part(kind="gated", dtype=name, inner=inner, hidden=hidden),
         Part(kind="sampling", dtype=name, vocab_size=vocab_size),
     ]
+    if traits.warpgroup_kernels:
+        parts.append(Part(kind="gated prompts", dtype=name))
     for shape, block_size in shapes:
         prompts = Part(
             kind="prompt attention",
@@ -137,6 +140,9 @@ def compile_part(part: Part, device: torch.device) -> None:
     dtype = getattr(torch, part.dtype)
     if part.kind == "gated":
         _gated(part, dtype, device, traits)
+    elif part.kind == "gated prompts":
+        for rows in hopper.GATED_ROWS:
+            hopper.load("gated", rows, dtype, device)
     elif part.kind == "sampling":
         _sampling(part, device, traits)
     elif part.kind == "decode attention":

@@ -16,8 +16,8 @@ import torch
 from headrace.kernels.activation import triton as activation
 from headrace.kernels.attention import triton as paged
 from headrace.kernels.embedding import triton as embedding
+from headrace.kernels.linear import hopper, triton_gated
 from headrace.kernels.linear import triton as gemm
-from headrace.kernels.linear import triton_gated
 from headrace.kernels.low_rank import triton as low_rank
 from headrace.kernels.low_rank.stack import LowRankStack
 from headrace.kernels.norm import triton as norm
@@ -185,8 +185,11 @@ class TritonOperations:
         Returns:
             The results, for a report.
         """
-        if self.tuner.frozen:
-            return []
+        results = [] if self.tuner.frozen else self._tune(meanwhile)
+        self._load_kernels(results)
+        return results
+
+    def _tune(self, meanwhile: Callable[[], Callable[[], None]] | None) -> list[TunedShape]:
         weights: dict[LinearShape, list[torch.Tensor]] = {}
         for index, matrix in enumerate(self._matrices):
             # Only the head, packed last, writes float32.
@@ -194,6 +197,16 @@ class TritonOperations:
             shape = LinearShape(matrix.out_features, matrix.in_features, wide)
             weights.setdefault(shape, []).append(matrix.weight)
         return self.tuner.tune(weights, meanwhile)
+
+    def _load_kernels(self, results: list[TunedShape]) -> None:
+        """What Triton does not compile at warmup: steps of other sizes may come to it later."""
+        wanted: list[tuple[hopper.Mode, int]] = []
+        if self.traits.warpgroup_kernels and not self.tuner.library_only:
+            wanted += [("gated", rows) for rows in hopper.GATED_ROWS]
+        for rows in {r.choice.rows for r in results if r.choice.kind == "hopper"}:
+            wanted += [("store", rows), ("add", rows)]
+        for mode, rows in wanted:
+            hopper.load(mode, rows, self._dtype, self._device)
 
     # The step.
 
@@ -312,7 +325,7 @@ class TritonOperations:
             weight.out_features, weight.in_features, x.shape[0], wide_output=False
         )
         if matrix.bias is None and gemm.can_add(choice, x.shape[0]):
-            gemm.add_linear(x, matrix.weight, residual, choice)
+            gemm.add_linear(x, matrix.weight, residual, choice, self.traits)
             self.rms_norm(residual, norm_weight, eps, out)
         else:
             self.linear(x, weight, delta)
@@ -329,13 +342,22 @@ class TritonOperations:
     def gated_linear(
         self, x: torch.Tensor, weight: Linear, gate_up: torch.Tensor, out: torch.Tensor
     ) -> None:
-        """out[T, I] = silu_mul of x @ weight.T + bias; ``gate_up`` is unwritten for few tokens."""
-        if x.shape[0] > triton_gated.MOST_TOKENS or self.tuner.library_only:
+        """out[T, I] = silu_mul of x @ weight.T + bias; ``gate_up`` may stay unwritten."""
+        matrix, tokens = cast(DenseMatrix, weight), x.shape[0]
+        if tokens <= triton_gated.MOST_TOKENS and not self.tuner.library_only:
+            triton_gated.gated_linear(x, matrix.weight, matrix.bias, out, self.traits)
+            return
+        rows = None if self.tuner.library_only else self._gated_rows(x, matrix, out)
+        if rows is None:
             self.linear(x, weight, gate_up)
             self.silu_mul(gate_up, out)
         else:
-            matrix = cast(DenseMatrix, weight)
-            triton_gated.gated_linear(x, matrix.weight, matrix.bias, out, self.traits)
+            hopper.product(x, matrix.weight, out, "gated", rows, self.traits)
+
+    def _gated_rows(self, x: torch.Tensor, matrix: DenseMatrix, out: torch.Tensor) -> int | None:
+        if matrix.bias is not None or not hopper.takes(x, matrix.weight, out):
+            return None
+        return hopper.gated_rows(x.shape[0], out.shape[1], self.traits)
 
     def gather_add_rms_norm(
         self,
