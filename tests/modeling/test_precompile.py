@@ -14,7 +14,7 @@ from headrace.modeling.backends import precompile
 from headrace.modeling.backends.captured_graphs import decode_buckets
 from headrace.modeling.operations import AttentionShape
 
-TRAITS = GpuTraits(132, 232448, True, True)
+TRAITS = GpuTraits(132, 232448, True, True, warpgroup_kernels=True)
 SHAPE = AttentionShape(32, 8, 128, 0.1, None)
 
 
@@ -44,7 +44,7 @@ def test_a_part_survives_the_way_to_its_process() -> None:
     for part in parts():
         assert msgspec.json.decode(msgspec.json.encode(part), type=precompile.Part) == part
     assert {part.kind for part in parts()} == {
-        "decode attention", "prompt attention", "gated", "sampling"
+        "decode attention", "prompt attention", "gated", "gated prompts", "sampling"
     }  # fmt: skip
 
 

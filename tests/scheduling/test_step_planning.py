@@ -28,9 +28,10 @@ def test_decode_comes_first_then_running_prompts_then_admission(simulate: Any) -
         (long, 9, 5, True),
         (short, 0, 2, True),
     ]
+    # Whose context is longest comes first.
     assert shape(simulation.step()) == [
-        (decoding, 4, 1, True),
         (long, 14, 1, True),
+        (decoding, 4, 1, True),
         (short, 2, 1, True),
     ]
     simulation.run()

@@ -118,40 +118,41 @@ def compile_once(source: str, architecture: str) -> bytes:
 
 
 class TensorMap:
-    """How the copy engine finds tiles of a matrix: boxes of rows by columns, 128-byte swizzled.
+    """How the copy engine finds boxes of a tensor, which it lays out in swizzled rows of 128 bytes.
 
     Args:
-        address: Of [rows, columns] in ``dtype`` on the device; it must outlive the map.
-        stride: Elements from row to row; it and the address are multiples of 16 bytes.
+        address: On the device; it must outlive the map. A multiple of 16 bytes.
         dtype: bfloat16 or float16.
-        box_rows: At most 256.
-        box_columns: Of 128 bytes together.
+        sizes: Of the tensor, innermost first.
+        strides: Elements between neighbours in all dimensions but the innermost, whose is 1;
+            multiples of 8.
+        box: Sizes of a box, innermost first: 64, the others at most 256. What lies outside of the
+            tensor is read as zeros.
 
     Raises:
-        RuntimeError: The driver refuses the matrix.
+        RuntimeError: The driver refuses the tensor.
     """
 
     def __init__(
         self,
         address: int,
-        rows: int,
-        columns: int,
-        stride: int,
         dtype: torch.dtype,
-        box_rows: int,
-        box_columns: int,
+        sizes: Sequence[int],
+        strides: Sequence[int],
+        box: Sequence[int],
     ) -> None:
         self._memory = (ctypes.c_char * 192)()
         self.address = (ctypes.addressof(self._memory) + 63) // 64 * 64
+        rank = len(sizes)
         status = _driver().cuTensorMapEncodeTiled(
             ctypes.c_void_p(self.address),
             _TENSOR_TYPES[dtype],
-            2,
+            rank,
             ctypes.c_void_p(address),
-            (ctypes.c_uint64 * 2)(columns, rows),
-            (ctypes.c_uint64 * 1)(stride * dtype.itemsize),
-            (ctypes.c_uint32 * 2)(box_columns, box_rows),
-            (ctypes.c_uint32 * 2)(1, 1),
+            (ctypes.c_uint64 * rank)(*sizes),
+            (ctypes.c_uint64 * (rank - 1))(*(stride * dtype.itemsize for stride in strides)),
+            (ctypes.c_uint32 * rank)(*box),
+            (ctypes.c_uint32 * rank)(*[1] * rank),
             0,
             _SWIZZLE_128_BYTES,
             _PROMOTE_128_BYTES,
@@ -160,7 +161,7 @@ class TensorMap:
         _check(status, "cuTensorMapEncodeTiled")
 
 
-Argument = TensorMap | ctypes.c_void_p | ctypes.c_int | ctypes.c_longlong
+Argument = TensorMap | ctypes.c_void_p | ctypes.c_int | ctypes.c_longlong | ctypes.c_float
 
 
 class _Attribute(ctypes.Structure):
@@ -183,20 +184,24 @@ class _Configuration(ctypes.Structure):
 
 
 class Kernel:
-    """A function of a cubin, loaded on the current device.
+    """A function of a cubin, loaded on a device.
 
     Args:
         name: As ``extern "C"``.
         shared_bytes: Dynamic shared memory of a program.
+        device: Its index.
 
     Raises:
         RuntimeError: The driver refuses it.
     """
 
-    def __init__(self, cubin: bytes, name: str, shared_bytes: int) -> None:
+    def __init__(self, cubin: bytes, name: str, shared_bytes: int, device: int) -> None:
         module, self._function = ctypes.c_void_p(), ctypes.c_void_p()
         driver = _driver()
-        _check(driver.cuModuleLoadData(ctypes.byref(module), cubin), "cuModuleLoadData")
+        with torch.cuda.device(device):
+            # The driver loads into a context that is there.
+            torch.cuda.synchronize()
+            _check(driver.cuModuleLoadData(ctypes.byref(module), cubin), "cuModuleLoadData")
         status = driver.cuModuleGetFunction(ctypes.byref(self._function), module, name.encode())
         _check(status, "cuModuleGetFunction")
         status = driver.cuFuncSetAttribute(self._function, _MAX_DYNAMIC_SHARED_MEMORY, shared_bytes)

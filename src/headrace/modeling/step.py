@@ -31,6 +31,8 @@ class StepInputs:
         sampled_tokens: [R] index among the T tokens of each token whose logits are wanted.
         max_query_length: Largest number of new tokens of one sequence (1: a pure decode step).
         max_context_length: Largest of ``context_lengths``.
+        whole_prompts: Every sequence is a prompt of ``max_query_length`` tokens, none of it cached;
+            said only where the maxima are exact.
         adapter_of_token: [T] index of each token's adapter, -1 for none; read only by
             ``Operations.add_low_rank``, and empty where the model carries no adapters.
     """
@@ -45,4 +47,5 @@ class StepInputs:
     sampled_tokens: torch.Tensor
     max_query_length: int
     max_context_length: int
+    whole_prompts: bool = False
     adapter_of_token: torch.Tensor = field(default_factory=_no_adapters)

@@ -6,6 +6,7 @@ import collections.abc
 import time
 from collections import deque
 from collections.abc import Callable
+from operator import attrgetter
 
 from headrace.link.errors import InvalidRequest
 from headrace.scheduling.admission import Admission
@@ -21,6 +22,7 @@ from headrace.scheduling.stats import SchedulerStats
 from headrace.scheduling.step_plan import AppendedBlock, SequenceOutput, StepPlan
 from headrace.scheduling.waiting_queue import WaitingQueue
 
+_start = attrgetter("start")
 _RUNNING = SequenceStatus.RUNNING
 _PREEMPTED = SequenceStatus.PREEMPTED
 _ENDED = SequenceStatus.ENDED
@@ -194,6 +196,8 @@ class Scheduler:
             scheduled.append(sequence.plan_tokens(1, plan.number))
             if sequence.length == sequence.max_length:
                 self._leaving[sequence.row] = self._decoding.pop(sequence.row)
+        # Attention takes as long as a context is: those that begin with the longest end together.
+        scheduled.sort(key=_start, reverse=True)
         plan.num_tokens = plan.num_samples = len(scheduled)
         self._decode_tokens += len(scheduled)
 

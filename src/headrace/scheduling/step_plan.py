@@ -45,7 +45,8 @@ class StepPlan:
 
     Attributes:
         number: Counts plans from 1.
-        scheduled: Sequences of the step: those with one token first, then prompt chunks.
+        scheduled: Sequences of the step: those with one token first, long ones before short ones,
+            then prompt chunks.
         admitted: Sequences that got a row in this step, with their whole ``block_table``; a
             sequence that was preempted comes here again, with its generated tokens in ``tokens``.
         appended: Blocks added to rows admitted in earlier plans.

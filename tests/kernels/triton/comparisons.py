@@ -17,6 +17,7 @@ from functools import partial
 import sampling_comparison
 import torch
 from hopper_comparison import hopper_cases
+from prompt_attention_comparison import prompt_attention_cases
 
 from headrace.kernels.activation import reference as activation_reference
 from headrace.kernels.activation import triton as activation
@@ -449,6 +450,7 @@ def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
         name = str(dtype).removeprefix("torch.")
         here = Comparisons(torch.device("cuda"), dtype, traits)
         yield from hopper_cases(dtype, traits)
+        yield from prompt_attention_cases(dtype, traits)
         for tokens, hidden in ((1, 4096), (7, 576), (333, 8192)):
             yield f"norms {tokens}x{hidden} {name}", partial(here.norms, tokens, hidden)
         for tokens, width in ((1, 14336), (77, 1537)):

@@ -80,7 +80,7 @@ def logits_of_steps(
             adapter_of_token=torch.zeros(count, dtype=torch.int32),
         )
         computed += count
-        step = step_views(whole, count, 1, 1, count, computed)
+        step = step_views(whole, count, 1, 1, count, computed, False)
         view = buffers.view(count, 1)
         decoder.body(step, view, caches, updates)
         decoder.compute_logits(view)

@@ -9,15 +9,21 @@ import torch
 
 pytest.importorskip("triton")
 
+from headrace.kernels import cuda_source
 from headrace.kernels.attention.triton import HEAD_SIZES, choose_decode_tiling
 from headrace.kernels.triton_launch import GpuTraits
 
 
 def describe(
-    monkeypatch: pytest.MonkeyPatch, hip: str | None, major: int, shared: int, optin: int | None
+    monkeypatch: pytest.MonkeyPatch,
+    hip: str | None,
+    major: int,
+    shared: int,
+    optin: int | None,
+    minor: int = 0,
 ) -> GpuTraits:
     properties = SimpleNamespace(
-        multi_processor_count=132, shared_memory_per_block=shared, major=major
+        multi_processor_count=132, shared_memory_per_block=shared, major=major, minor=minor
     )
     if optin is not None:
         properties.shared_memory_per_block_optin = optin
@@ -30,6 +36,21 @@ def test_hopper_launches_dependents_early(monkeypatch: pytest.MonkeyPatch) -> No
     traits = describe(monkeypatch, hip=None, major=9, shared=49152, optin=232448)
     assert traits.shared_memory == 232448
     assert traits.launch_options() == {"PDL": True, "launch_pdl": True}
+    assert traits.warpgroup_kernels
+
+
+def test_kernels_for_hopper_alone_are_left_out_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    blackwell = describe(monkeypatch, hip=None, major=10, shared=49152, optin=232448)
+    assert blackwell.wide_matrix_unit
+    assert not blackwell.warpgroup_kernels
+    assert not describe(monkeypatch, hip="6.4", major=9, shared=65536, optin=None).warpgroup_kernels
+
+
+def test_without_a_compiler_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_source, "compiler", lambda: None)
+    traits = describe(monkeypatch, hip=None, major=9, shared=49152, optin=232448)
+    assert traits.wide_matrix_unit
+    assert not traits.warpgroup_kernels
 
 
 def test_ampere_does_not(monkeypatch: pytest.MonkeyPatch) -> None:

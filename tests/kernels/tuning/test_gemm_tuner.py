@@ -22,7 +22,11 @@ from headrace.kernels.tuning.gemm_tuner import (
 from headrace.kernels.tuning.measure import ChainTimer
 
 H100 = GpuTraits(
-    multiprocessors=132, shared_memory=232448, dependent_launch=True, wide_matrix_unit=True
+    multiprocessors=132,
+    shared_memory=232448,
+    dependent_launch=True,
+    wide_matrix_unit=True,
+    warpgroup_kernels=True,
 )
 MI300X = GpuTraits(
     multiprocessors=304, shared_memory=65536, dependent_launch=False, wide_matrix_unit=False
@@ -237,8 +241,11 @@ def test_candidates_start_with_the_library_and_fit_the_device(
     assert choices[0] == LIBRARY
     assert len(set(choices)) == len(choices)
     assert len(choices) > 1 or tokens > 64
-    assert not traits.wide_matrix_unit or len(choices) == 1 or tokens <= 64
-    for choice in choices[1:]:
+    clustered = [choice for choice in choices if choice.kind == "hopper"]
+    assert bool(clustered) == (traits.warpgroup_kernels and tokens > 128)
+    others = [choice for choice in choices[1:] if choice not in clustered]
+    assert not traits.wide_matrix_unit or not others or tokens <= 64
+    for choice in others:
         assert choice.kind == ("gemv" if tokens == 1 else "skinny")
         buffers = choice.stages if traits.wide_matrix_unit else choice.stages - 1
         pipeline = (choice.rows + choice.tokens) * choice.block_k * 2 * buffers

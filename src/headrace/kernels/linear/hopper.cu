@@ -7,12 +7,7 @@
 // tile after tile until none is left. Of a gated tile one half are gate rows, the other the same
 // rows of the up projection, so that both sums of an output lie in one thread.
 //
-// hopper.py puts in front: kMode, kRows, kStages, kBfloat16, and multiply(), one wgmma instruction.
-// PTX ISA: "Asynchronous warpgroup level matrix instructions", "cp.async.bulk.tensor", "mbarrier".
-
-struct alignas(64) TensorMap {
-    u64 opaque[16];
-};
+// hopper.py puts in front: ../hopper.cuh, kMode, kRows, kStages, and multiply(), one wgmma instruction.
 
 constexpr int kAdd = 1, kGated = 2;  // 0: store
 constexpr int kTokens = 128, kClusterTokens = 2 * kTokens;
@@ -24,117 +19,6 @@ constexpr int kStageBytes = kXBytes + 2 * kHalfBytes;
 constexpr bool kWide = kRows > 128;
 // Clusters at work together read the x of so many tiles of tokens; it stays in L2 meanwhile.
 constexpr int kTogether = 8;
-
-__device__ __forceinline__ u32 shared_address(const void* pointer) {
-    return static_cast<u32>(__cvta_generic_to_shared(pointer));
-}
-
-__device__ __forceinline__ u32 cluster_rank() {
-    u32 rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-
-__device__ __forceinline__ void cluster_sync() {
-    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ void start_dependents() {
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
-__device__ __forceinline__ void wait_for_inputs() {
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-}
-
-__device__ __forceinline__ void barrier_init(u32 barrier, u32 arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-
-__device__ __forceinline__ void barrier_expect(u32 barrier, u32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-
-__device__ __forceinline__ void barrier_wait(u32 barrier, u32 parity) {
-    asm volatile(
-        "{\n.reg .pred done;\n"
-        "again:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra again;\n}" ::"r"(barrier), "r"(parity)
-        : "memory");
-}
-
-// Without a scope of its own: .cluster would make every arrival a fence of the whole device.
-__device__ __forceinline__ void barrier_arrive_at(u32 barrier, u32 rank) {
-    asm volatile(
-        "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier), "r"(rank)
-        : "memory");
-}
-
-__device__ __forceinline__ void load_tile(u32 to, const TensorMap* map, u32 barrier, int column, int row) {
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-        " [%0], [%1, {%3, %4}], [%2];" ::"r"(to), "l"(map), "r"(barrier), "r"(column), "r"(row)
-        : "memory");
-}
-
-__device__ __forceinline__ void load_tile_for_both(u32 to, const TensorMap* map, u32 barrier, int column, int row) {
-    const unsigned short both = 3;
-    asm volatile(
-        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
-        " [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(to), "l"(map), "r"(barrier), "r"(column), "r"(row), "h"(both)
-        : "memory");
-}
-
-// Of a tile whose rows are 128 bytes along K, swizzled over as many; eight rows are 1024 bytes.
-__device__ __forceinline__ u64 matrix_descriptor(u32 address) {
-    return static_cast<u64>((address & 0x3FFFF) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
-}
-
-// Keeps the compiler from moving sums while the matrix unit writes them.
-__device__ __forceinline__ void hold(float (&sums)[kRows / 2]) {
-#pragma unroll
-    for (int i = 0; i < kRows / 2; ++i) asm volatile("" : "+f"(sums[i])::"memory");
-}
-
-__device__ __forceinline__ u32 pack(float low, float high) {
-    u32 both;
-    if (kBfloat16) {
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    } else {
-        asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
-    }
-    return both;
-}
-
-__device__ __forceinline__ float2 unpack(u32 both) {
-    float2 values;
-    if (kBfloat16) {
-        values.x = __uint_as_float(both << 16);
-        values.y = __uint_as_float(both & 0xFFFF0000u);
-    } else {
-        asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}"
-            : "=f"(values.x), "=f"(values.y)
-            : "r"(both));
-    }
-    return values;
-}
-
-// Of four neighbouring lanes that hold four words each, lane q gets everyone's word q. Its own inverse.
-__device__ __forceinline__ void transpose_quad(u32 (&words)[4], int q) {
-#pragma unroll
-    for (int step = 1; step < 4; step *= 2) {
-        const bool upper = q & step;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            if (i & step) continue;
-            const u32 sent = upper ? words[i] : words[i + step];
-            const u32 got = __shfl_xor_sync(0xFFFFFFFFu, sent, step);
-            if (upper) words[i] = got;
-            else words[i + step] = got;
-        }
-    }
-}
 
 __device__ __forceinline__ float silu(float gate) { return __fdividef(gate, 1.0f + __expf(-gate)); }
 
@@ -211,7 +95,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) h
             barrier_init(full + 8 * stage, 1);
             barrier_init(empty + 8 * stage, 4);
         }
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        publish_barriers();
     }
     cluster_sync();
     const int token_tiles = (tokens + kClusterTokens - 1) / kClusterTokens;
@@ -222,7 +106,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) h
     int stage = 0;
     u32 phase = 0;
     if (warpgroup == 0) {
-        if (kWide) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        if (kWide) give_registers();
         if (threadIdx.x == 0) {
             // Weights do not depend on the kernel before: the first of them are fetched while it ends.
             const int ahead = min(steps, kStages);
@@ -250,13 +134,11 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) h
             }
         }
     } else {
-        if (kWide) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        if (kWide) take_registers();
         const int group = warpgroup - 1, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
         const int thread = threadIdx.x % 128;
         float sums[kRows / 2];
         wait_for_inputs();
-        // One warpgroup stays ahead of the other, so that one multiplies while the other writes.
-        if (kSkew && group == 1) asm volatile("bar.sync 1, 256;" ::: "memory");
         for (int index = first; index < last; index += clusters) {
             const Tile tile = tile_at(index, token_tiles, row_tiles);
             int previous = 0;
@@ -266,21 +148,20 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) h
                 const u64 a = matrix_descriptor(from + group * (kXBytes / 2));
                 const u64 b = matrix_descriptor(from + kXBytes);
                 hold(sums);
-                asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+                begin_products();
 #pragma unroll
                 for (int k = 0; k < kDepth / 16; ++k) multiply(sums, a + 2 * k, b + 2 * k, step > 0 || k > 0);
-                asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+                commit_products();
                 hold(sums);
                 // One step's products stay in flight; what the step before read may be overwritten.
                 if (step > 0) {
-                    asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+                    wait_for_products<1>();
                     if (thread < 2) barrier_arrive_at(empty + 8 * previous, thread);
                 }
-                if (kSkew && group == 0 && index == first && step == min(steps, kStages) - 1) asm volatile("bar.arrive 1, 256;" ::: "memory");
                 previous = stage;
                 if (++stage == kStages) stage = 0, phase ^= 1;
             }
-            asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+            wait_for_products<0>();
             hold(sums);
             if (thread < 2) barrier_arrive_at(empty + 8 * previous, thread);
             const int token = tile.token * kClusterTokens + rank * kTokens + group * 64 + warp * 16 + lane / 4;

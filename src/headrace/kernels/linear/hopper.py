@@ -15,19 +15,18 @@ from typing import Literal
 
 import torch
 
-from headrace.kernels import cuda_source
+from headrace.kernels import cuda_source, hopper_source
+from headrace.kernels.hopper_source import MATRIX_ALIGNMENT, SHARED_MEMORY
 from headrace.kernels.triton_launch import GpuTraits
 
 ROWS = (256, 224, 192, 128, 96, 64)
 """Weight rows of a tile; which of them splits a weight into whole waves differs."""
 
 GATED_ROWS = (256, 224, 192)
-_ARCHITECTURE = "sm_90a"
 _MODES = {"store": 0, "add": 1, "gated": 2}
 _CLUSTER, _CLUSTER_TOKENS, _THREADS = 2, 256, 384
 _TILE_TOKENS, _DEPTH = 128, 64
 _MOST_STAGES = 8
-_SHARED_MEMORY, _ALIGNMENT = 227 << 10, 1024
 _ROWS_PER_TILE = 24
 """A tile's own time, its x and its outputs, as so many of its weight rows; measured on an H100."""
 
@@ -35,7 +34,6 @@ _WELL_FILLED = 0.9
 """Share of the tiles' work that is wanted."""
 
 _MAPS = 4096
-SKEW = True
 
 Mode = Literal["store", "add", "gated"]
 
@@ -124,30 +122,18 @@ def load(mode: Mode, rows: int, dtype: torch.dtype, device: torch.device) -> Non
     _kernel(mode, rows, dtype, device.index or 0)
 
 
-def compile_kernel(mode: Mode, rows: int, dtype: torch.dtype) -> cuda_source.Compiled:
-    """Machine code for a Hopper device, which need not be there.
-
-    Raises:
-        CompilationError: There is no compiler, or it refuses the source.
-    """
-    return cuda_source.compile_source(*_compilation(mode, rows, dtype))
-
-
 @cache
 def _kernel(mode: Mode, rows: int, dtype: torch.dtype, device: int) -> cuda_source.Kernel:
-    cubin = cuda_source.compile_once(*_compilation(mode, rows, dtype))
-    with torch.cuda.device(device):
-        # The driver loads into a context that is there.
-        torch.cuda.synchronize()
-        shared_bytes = _stages(rows) * _stage_bytes(rows) + _ALIGNMENT
-        return cuda_source.Kernel(cubin, "hopper_product", shared_bytes)
+    cubin = hopper_source.compile_once(source(mode, rows, dtype))
+    shared_bytes = _stages(rows) * _stage_bytes(rows) + MATRIX_ALIGNMENT
+    return cuda_source.Kernel(cubin, "hopper_product", shared_bytes, device)
 
 
 @lru_cache(_MAPS)
 def _map(
     address: int, rows: int, columns: int, stride: int, dtype: torch.dtype, box_rows: int
 ) -> cuda_source.TensorMap:
-    return cuda_source.TensorMap(address, rows, columns, stride, dtype, box_rows, _DEPTH)
+    return cuda_source.TensorMap(address, dtype, (columns, rows), (stride,), (_DEPTH, box_rows))
 
 
 def _stage_bytes(rows: int) -> int:
@@ -155,32 +141,14 @@ def _stage_bytes(rows: int) -> int:
 
 
 def _stages(rows: int) -> int:
-    return min(_MOST_STAGES, (_SHARED_MEMORY - 2 * _ALIGNMENT) // _stage_bytes(rows))
+    return min(_MOST_STAGES, (SHARED_MEMORY - 2 * MATRIX_ALIGNMENT) // _stage_bytes(rows))
 
 
-def _compilation(mode: Mode, rows: int, dtype: torch.dtype) -> tuple[str, str]:
-    """Source and architecture."""
-    front = (
-        "typedef unsigned int u32;\ntypedef unsigned long long u64;\n"
+def source(mode: Mode, rows: int, dtype: torch.dtype) -> str:
+    """The whole text of a kernel."""
+    constants = (
         f"constexpr int kMode = {_MODES[mode]}, kRows = {rows}, kStages = {_stages(rows)};\n"
-        f"constexpr bool kSkew = {str(SKEW).lower()};\n"
-        f"constexpr bool kBfloat16 = {str(dtype == torch.bfloat16).lower()};\n"
     )
+    multiply = hopper_source.product("multiply", rows, dtype)
     body = files(__package__).joinpath("hopper.cu").read_text()
-    return front + _multiply(rows, dtype) + body, _ARCHITECTURE
-
-
-def _multiply(rows: int, dtype: torch.dtype) -> str:
-    """``multiply(sums, a, b, accumulate)``: its operands are as many as a thread has sums."""
-    kind = "bf16" if dtype == torch.bfloat16 else "f16"
-    count = rows // 2
-    registers = ", ".join(f"%{index}" for index in range(count))
-    operands = ", ".join(f'"+f"(sums[{index}])' for index in range(count))
-    return (
-        "__device__ __forceinline__ void multiply("
-        f"float (&sums)[{count}], u64 a, u64 b, int add) {{\n"
-        f'asm volatile("{{\\n.reg .pred add;\\nsetp.ne.b32 add, %{count + 2}, 0;\\n"\n'
-        f'"wgmma.mma_async.sync.aligned.m64n{rows}k16.f32.{kind}.{kind} {{{registers}}},"\n'
-        f'" %{count}, %{count + 1}, add, 1, 1, 0, 0;\\n}}"\n'
-        f': {operands} : "l"(a), "l"(b), "r"(add));\n}}\n'
-    )
+    return hopper_source.header(dtype) + constants + multiply + body

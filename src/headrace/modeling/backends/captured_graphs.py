@@ -42,6 +42,7 @@ def step_views(
     num_sampled: int,
     max_query_length: int,
     max_context_length: int,
+    whole_prompts: bool,
 ) -> StepInputs:
     """The first T, S and R entries of a step's inputs; shares memory."""
     return replace(
@@ -56,6 +57,7 @@ def step_views(
         adapter_of_token=step.adapter_of_token[:num_tokens],
         max_query_length=max_query_length,
         max_context_length=max_context_length,
+        whole_prompts=whole_prompts,
     )
 
 
@@ -133,8 +135,14 @@ class GraphProgram:
         bucket = self._bucket(num_tokens, num_sequences, decodes)
         graph = self._graphs.get(bucket) if bucket is not None else None
         if graph is None or bucket is None or num_sampled > num_sequences:
+            whole = max_context_length == max_query_length
             self._run_eagerly(
-                num_tokens, num_sequences, num_sampled, max_query_length, max_context_length
+                num_tokens,
+                num_sequences,
+                num_sampled,
+                max_query_length,
+                max_context_length,
+                whole and num_tokens == num_sequences * max_query_length,
             )
             return
         if bucket.num_tokens > num_tokens:
@@ -162,6 +170,7 @@ class GraphProgram:
         num_sampled: int,
         max_query_length: int,
         max_context_length: int,
+        whole_prompts: bool,
     ) -> None:
         self._computation(
             step_views(
@@ -171,6 +180,7 @@ class GraphProgram:
                 num_sampled,
                 max_query_length,
                 max_context_length,
+                whole_prompts,
             ),
             self._activations.view(num_tokens, num_sampled),
         )
@@ -183,6 +193,7 @@ class GraphProgram:
             bucket.num_sequences,
             bucket.max_query_length,
             self._step.max_context_length,
+            whole_prompts=False,
         )
 
     def _capture(self, bucket: Bucket, pool: Any) -> torch.cuda.CUDAGraph:

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import torch
 
+from headrace.kernels.attention import hopper as prompts
 from headrace.kernels.attention import triton as paged
 from headrace.kernels.linear import hopper, triton_gated
 from headrace.kernels.triton_launch import GpuTraits
@@ -149,9 +150,19 @@ def compile_part(part: Part, device: torch.device) -> None:
         for count in part.sequences:
             _attention(part, count, count, 1, dtype, device, traits)
     else:
+        _prompt_kernel(part, dtype, device, traits)
         for count in (1, 2):
             _attention(part, _PROMPT, count, _PROMPT, dtype, device, traits)
     torch.cuda.synchronize(device)
+
+
+def _prompt_kernel(part: Part, dtype: torch.dtype, device: torch.device, traits: GpuTraits) -> None:
+    shape = part.shape
+    if shape is None:
+        return
+    heads = shape.num_heads, shape.num_kv_heads
+    if prompts.takes(*heads, shape.head_dim, shape.sliding_window, traits):
+        prompts.load(shape.head_dim, heads[0] // heads[1], dtype, device)
 
 
 def _attention(

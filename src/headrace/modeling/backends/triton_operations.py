@@ -14,6 +14,7 @@ from typing import cast
 import torch
 
 from headrace.kernels.activation import triton as activation
+from headrace.kernels.attention import hopper as prompts
 from headrace.kernels.attention import triton as paged
 from headrace.kernels.embedding import triton as embedding
 from headrace.kernels.linear import hopper, triton_gated
@@ -207,6 +208,10 @@ class TritonOperations:
             wanted += [("store", rows), ("add", rows)]
         for mode, rows in wanted:
             hopper.load(mode, rows, self._dtype, self._device)
+        for shape, _ in self.attention_shapes:
+            if self._has_prompt_kernel(shape):
+                group = shape.num_heads // shape.num_kv_heads
+                prompts.load(shape.head_dim, group, self._dtype, self._device)
 
     # The step.
 
@@ -290,6 +295,17 @@ class TritonOperations:
     ) -> None:
         """out[T, heads * head_dim] = causal attention of the rotated queries over the pages."""
         pages = cast(PagedCache, cache)
+        if step.whole_prompts and self._has_prompt_kernel(shape):
+            prompts.prompt_attention(
+                qkv,
+                shape.num_heads,
+                shape.num_kv_heads,
+                shape.scale,
+                step.context_lengths.shape[0],
+                out,
+                self.traits,
+            )
+            return
         paged.paged_attention(
             qkv,
             shape.num_heads,
@@ -306,6 +322,15 @@ class TritonOperations:
             step.max_query_length,
             step.max_context_length,
             self._attention_workspace,
+            self.traits,
+        )
+
+    def _has_prompt_kernel(self, shape: AttentionShape) -> bool:
+        return prompts.takes(
+            shape.num_heads,
+            shape.num_kv_heads,
+            shape.head_dim,
+            shape.sliding_window,
             self.traits,
         )
 
