@@ -41,6 +41,7 @@ class Stage:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, rows: int = MAX_ROWS) -> None:
         self.eager: list[tuple[int, ...]] = []
+        self.whole_prompts: list[bool] = []
 
         @contextmanager
         def capture(graph: FakeGraph, pool: Any) -> Iterator[None]:
@@ -66,6 +67,8 @@ class Stage:
         self.program = GraphProgram(self._compute, self.step, activations, rows)
         self.program.capture()
         self.eager.clear()
+        assert not any(self.whole_prompts), "a graph may be replayed for any step that fits it"
+        self.whole_prompts.clear()
 
     def _compute(self, step: StepInputs, buffers: Activations) -> None:
         sizes = (
@@ -73,6 +76,7 @@ class Stage:
         )  # fmt: skip
         assert len(buffers.normed) == sizes[0]
         assert len(step.query_start) == sizes[1] + 1
+        self.whole_prompts.append(step.whole_prompts)
         if FakeGraph.capturing is not None:
             FakeGraph.capturing.sizes = sizes
         else:
@@ -132,6 +136,24 @@ def test_other_steps_run_at_once_at_their_own_size(
     assert stage.replayed() == []
     assert stage.eager == [sizes]
     assert (stage.step.cache_slots == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sequences", "longest", "context", "whole"),
+    [
+        (199, 1, 199, 199, True),
+        (195, 1, 195, 200, False),
+        (198, 9, 22, 22, True),
+        (198, 9, 30, 30, False),
+        (198, 9, 22, 40, False),
+    ],
+    ids=["one", "one in part cached", "of one length", "of several lengths", "some cached"],
+)
+def test_only_prompts_of_one_length_without_cached_tokens_are_called_whole(
+    stage: Stage, tokens: int, sequences: int, longest: int, context: int, whole: bool
+) -> None:
+    stage.program.run(tokens, sequences, sequences, longest, context)
+    assert stage.whole_prompts == [whole]
 
 
 @pytest.mark.parametrize("most", [1, 3, 64, 200, 256, 1000])

@@ -70,7 +70,7 @@ _FLOATS = {
 }  # fmt: skip
 _PLAIN_SIZES = {
     "hidden", "width", "vocab_size", "slice_size", "row", "first", "first_row",
-    "max_tokens", "row_capacity", "changed_places", "changed_blocks",
+    "beside", "max_tokens", "row_capacity", "changed_places", "changed_blocks",
 }  # fmt: skip
 _SIZES = {"hidden", "width", "vocab_size", "slice_size"}
 _REALS = {"eps", "scale_log2"}
@@ -178,7 +178,6 @@ def builds(traits: GpuTraits) -> list[Build]:
         constants = shared | {
             "GROUP_PADDED": 16, "HEADS": decode.heads, "TILE": decode.tile, "RUN": 16,
             "SHARES": 2, "SMALLEST_SHARE": 128, "STAGES": decode.stages,
-            "BESIDE": True,
         }  # fmt: skip
         listed.append(
             Build(

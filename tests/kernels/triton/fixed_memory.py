@@ -62,10 +62,13 @@ def write_adapter(directory: Path, config: ModelConfig, rank: int) -> None:
     (directory / "adapter_config.json").write_text(json.dumps(facts))
 
 
-def compiled_kernels() -> int:
-    """Variants of all Triton kernels of this process."""
+def compiled_kernels() -> dict[str, int]:
+    """Variants of each Triton kernel of this process."""
     functions = [thing for thing in gc.get_objects() if isinstance(thing, JITFunction)]
-    return sum(len(cache[0]) for f in functions for cache in f.device_caches.values())
+    return {
+        f"compiled {f.__name__}": sum(len(cache[0]) for cache in f.device_caches.values())
+        for f in functions
+    }
 
 
 def state() -> dict[str, int]:
@@ -75,8 +78,8 @@ def state() -> dict[str, int]:
     return {
         "reserved": torch.cuda.max_memory_reserved(),
         "free": free,
-        "kernels": compiled_kernels(),
         "allocations": torch.cuda.memory_stats()["num_device_alloc"],
+        **compiled_kernels(),
     }
 
 
@@ -115,7 +118,8 @@ def serve_twice(model: str, kv_tokens: int, adapters: dict[str, Path]) -> int:
         result["short_of"] = short_of(reached, ready, len(load), budget)
         result["preemptions"] = reached.preemptions
     after = state()
-    moved = {name: after[name] - before[name] for name in before if after[name] != before[name]}
+    differences = {name: after[name] - before.get(name, 0) for name in after}
+    moved = {name: difference for name, difference in differences.items() if difference}
     result |= {"requests": len(load), "reserved_mib": before["reserved"] // 2**20, "moved": moved}
     print(json.dumps(result), flush=True)
     return int(bool(moved or result["short_of"]))

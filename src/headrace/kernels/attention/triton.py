@@ -210,6 +210,7 @@ def paged_attention(
             key_cache.stride(1),
             key_cache.stride(2),
             block_tables.stride(0),
+            int(mixed),
             GROUP=group,
             GROUP_PADDED=group_padded,
             HEADS=decode.heads,
@@ -222,7 +223,6 @@ def paged_attention(
             SMALLEST_SHARE=max(tokens, decode.smallest_share),
             WINDOW=sliding_window or 0,
             STAGES=decode.stages,
-            BESIDE=mixed,
             num_warps=decode.warps,
             **traits.launch_options(),
         )

@@ -18,7 +18,7 @@ import triton.language as tl
 from headrace.kernels.triton_launch import prefetch_to_l2, start_dependents, wait_for_inputs
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["beside"])
 def decode_attention_kernel(
     qkv,
     key_cache,
@@ -38,6 +38,7 @@ def decode_attention_kernel(
     offset_stride,
     head_stride,
     table_stride,
+    beside,
     GROUP: tl.constexpr,
     GROUP_PADDED: tl.constexpr,
     HEADS: tl.constexpr,
@@ -50,7 +51,6 @@ def decode_attention_kernel(
     SMALLEST_SHARE: tl.constexpr,
     WINDOW: tl.constexpr,
     STAGES: tl.constexpr,
-    BESIDE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """Grid (KV heads / ``HEADS``, ``SHARES``, sequences).
@@ -68,9 +68,10 @@ def decode_attention_kernel(
         GROUP_PADDED: Power of two >= ``HEADS * GROUP``.
         TILE: Keys of a tile, of all its heads: ``TILE / HEADS`` positions.
         RUN: Positions of one head that follow each other in a tile; divides ``TILE / HEADS``.
-        BESIDE: The next kernel runs beside this one: it may start once this one's inputs are there.
+        beside: Whether the next kernel runs beside this one: it may start once this one's inputs
+            are there.
     """
-    if not BESIDE:
+    if beside == 0:
         start_dependents(PDL)
     kv_head = tl.program_id(0) * HEADS
     TOKENS: tl.constexpr = TILE // HEADS
@@ -99,7 +100,7 @@ def decode_attention_kernel(
         prefetch_to_l2(key_cache + lines, PDL)
         prefetch_to_l2(value_cache + lines, PDL)
     wait_for_inputs(PDL)
-    if BESIDE:
+    if beside != 0:
         start_dependents(PDL)
     if (new_tokens == 1) & (first < context):
         last = tl.minimum(first + length, context)
