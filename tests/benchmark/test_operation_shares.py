@@ -39,8 +39,10 @@ def test_products_are_told_apart_by_their_neighbours() -> None:
     }  # fmt: skip
 
 
-def test_a_gated_product_in_one_launch_is_gate_and_up() -> None:
-    names = ["rms_norm_kernel", *LAYER, "rms_norm_kernel", "gated_skinny_kernel", "skinny_kernel"]
+@pytest.mark.parametrize("gated", ["gated_skinny_kernel", "hopper_gated_product"])
+@pytest.mark.parametrize("down", ["skinny_kernel", "hopper_add_product"])
+def test_a_gated_product_in_one_launch_is_gate_and_up(gated: str, down: str) -> None:
+    names = ["rms_norm_kernel", *LAYER, "rms_norm_kernel", gated, down]
     times = operation_times(trace([*names, *TAIL]))
     assert (times["gate and up"], times["down"], times["head"]) == (2.0, 2.0, 2.0)
 

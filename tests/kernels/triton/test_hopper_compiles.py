@@ -20,9 +20,10 @@ H100 = GpuTraits(132, 232448, True, True, warpgroup_kernels=True)
 LLAMA_8B = 14336
 
 
-def check(source: str) -> None:
+def check(source: str, name: str) -> None:
     compiled = cuda_source.compile_source(source, ARCHITECTURE)
     assert compiled.cubin[:4] == b"\x7fELF"
+    assert f".text.{name}\0".encode() in compiled.cubin
     assert "0 bytes spill stores, 0 bytes spill loads" in compiled.log
     # What ptxas says where it cannot keep matrix instructions in flight.
     assert "serialized" not in compiled.log
@@ -31,19 +32,20 @@ def check(source: str) -> None:
 @pytest.mark.parametrize("rows", hopper.ROWS)
 @pytest.mark.parametrize("mode", ["store", "add"])
 def test_a_product_compiles(mode: hopper.Mode, rows: int) -> None:
-    check(hopper.source(mode, rows, torch.bfloat16))
+    check(hopper.source(mode, rows, torch.bfloat16), hopper.kernel_name(mode))
 
 
 @pytest.mark.parametrize("rows", hopper.GATED_ROWS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_gated_product_compiles(rows: int, dtype: torch.dtype) -> None:
-    check(hopper.source("gated", rows, dtype))
+    check(hopper.source("gated", rows, dtype), hopper.kernel_name("gated"))
 
 
 @pytest.mark.parametrize("group", prompts.GROUPS)
 @pytest.mark.parametrize("head_dim", prompts.HEAD_SIZES)
 def test_attention_of_prompts_compiles(head_dim: int, group: int) -> None:
-    check(prompts.source(head_dim, group, torch.float16 if group == 2 else torch.bfloat16))
+    dtype = torch.float16 if group == 2 else torch.bfloat16
+    check(prompts.source(head_dim, group, dtype), prompts.KERNEL_NAME)
 
 
 def test_a_wrong_source_is_refused_with_what_the_compiler_says() -> None:

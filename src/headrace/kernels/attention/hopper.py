@@ -14,6 +14,7 @@ from headrace.kernels.cuda_source import TensorMap
 from headrace.kernels.hopper_source import MATRIX_ALIGNMENT
 from headrace.kernels.triton_launch import GpuTraits
 
+KERNEL_NAME = "hopper_attention"
 HEAD_SIZES = (64, 128)
 GROUPS = (1, 2, 4, 8, 16)
 _THREADS = 384
@@ -111,7 +112,7 @@ def source(head_dim: int, group: int, dtype: torch.dtype) -> str:
 def _kernel(head_dim: int, group: int, dtype: torch.dtype, device: int) -> cuda_source.Kernel:
     cubin = hopper_source.compile_once(source(head_dim, group, dtype))
     shared_bytes = _TILES * _ROWS * head_dim * dtype.itemsize + MATRIX_ALIGNMENT
-    return cuda_source.Kernel(cubin, "hopper_attention", shared_bytes, device)
+    return cuda_source.Kernel(cubin, KERNEL_NAME, shared_bytes, device)
 
 
 @lru_cache(_MAPS)

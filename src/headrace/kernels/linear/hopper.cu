@@ -7,7 +7,8 @@
 // tile after tile until none is left. Of a gated tile one half are gate rows, the other the same
 // rows of the up projection, so that both sums of an output lie in one thread.
 //
-// hopper.py puts in front: ../hopper.cuh, kMode, kRows, kStages, and multiply(), one wgmma instruction.
+// hopper.py puts in front: ../hopper.cuh, KERNEL (the name), kMode, kRows, kStages, and multiply(), one
+// wgmma instruction.
 
 constexpr int kAdd = 1, kGated = 2;  // 0: store
 constexpr int kTokens = 128, kClusterTokens = 2 * kTokens;
@@ -81,7 +82,7 @@ __device__ __forceinline__ void write_tile(
 }
 
 // x: tiles of 128 tokens; weight: tiles of kRows / 2 rows; both of kDepth columns. width: outputs a token.
-extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) hopper_product(
+extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) KERNEL(
     const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight, unsigned short* out,
     long long out_stride, int tokens, int width, int columns) {
     extern __shared__ unsigned char memory[];

@@ -126,7 +126,7 @@ def load(mode: Mode, rows: int, dtype: torch.dtype, device: torch.device) -> Non
 def _kernel(mode: Mode, rows: int, dtype: torch.dtype, device: int) -> cuda_source.Kernel:
     cubin = hopper_source.compile_once(source(mode, rows, dtype))
     shared_bytes = _stages(rows) * _stage_bytes(rows) + MATRIX_ALIGNMENT
-    return cuda_source.Kernel(cubin, "hopper_product", shared_bytes, device)
+    return cuda_source.Kernel(cubin, kernel_name(mode), shared_bytes, device)
 
 
 @lru_cache(_MAPS)
@@ -144,9 +144,15 @@ def _stages(rows: int) -> int:
     return min(_MOST_STAGES, (SHARED_MEMORY - 2 * MATRIX_ALIGNMENT) // _stage_bytes(rows))
 
 
+def kernel_name(mode: Mode) -> str:
+    """As a profile shows it."""
+    return f"hopper_{mode}_product"
+
+
 def source(mode: Mode, rows: int, dtype: torch.dtype) -> str:
     """The whole text of a kernel."""
     constants = (
+        f"#define KERNEL {kernel_name(mode)}\n"
         f"constexpr int kMode = {_MODES[mode]}, kRows = {rows}, kStages = {_stages(rows)};\n"
     )
     multiply = hopper_source.product("multiply", rows, dtype)
