@@ -16,6 +16,7 @@ from functools import partial
 
 import sampling_comparison
 import torch
+from fresh_attention_comparison import fresh_attention_cases
 from hopper_comparison import hopper_cases
 from prompt_attention_comparison import prompt_attention_cases
 
@@ -389,6 +390,7 @@ def interpreted_cases() -> Iterator[Case]:
     for dtype in (torch.float16, torch.float32):
         name = str(dtype).removeprefix("torch.")
         here = Comparisons(torch.device("cpu"), dtype, INTERPRETED)
+        yield from fresh_attention_cases(here.device, dtype, INTERPRETED)
         yield f"norms {name}", partial(here.norms, 3, 40)
         yield f"silu_mul {name}", partial(here.silu_mul, 3, 1030)
         yield f"embed {name}", partial(here.embed, 3, 33)
@@ -450,6 +452,8 @@ def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
         name = str(dtype).removeprefix("torch.")
         here = Comparisons(torch.device("cuda"), dtype, traits)
         yield from hopper_cases(dtype, traits)
+        if traits.wide_matrix_unit:
+            yield from fresh_attention_cases(here.device, dtype, traits)
         yield from prompt_attention_cases(dtype, traits)
         for tokens, hidden in ((1, 4096), (7, 576), (333, 8192)):
             yield f"norms {tokens}x{hidden} {name}", partial(here.norms, tokens, hidden)

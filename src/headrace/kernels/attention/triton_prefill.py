@@ -110,6 +110,9 @@ def _attend_fresh_tiles(
         total = total * correction + tl.sum(weights, axis=1)
         result = result * correction[:, None]
         value = qkv_tiles.load([first_token + start, value_column])
+        if MASKED:
+            # Perhaps the next sequence's: what is no number there, times zero, would come here.
+            value = tl.where((start + tl.arange(0, TILE) < last)[:, None], value, 0.0)
         result = tl.dot(weights.to(value.dtype), value, result, input_precision="ieee")
         maximum = new_maximum
     return result, total, maximum
@@ -170,8 +173,8 @@ def prefill_attention_kernel(
 
     Args:
         qkv_tiles: With ``READ_FRESH`` a descriptor of ``qkv`` in tiles [TILE, HEAD_DIM]; rotated
-            keys are then also in ``qkv``. A tile may reach into the next sequence: causality masks
-            what lies there.
+            keys are then also in ``qkv``. A tile may reach into the next sequence: what lies there
+            is masked.
         BESIDE: The decode kernel comes before, and lets this one start when the inputs of both are
             there. Nothing that it writes is read here: programs fill what it leaves of the device,
             and one of them waits for its end, so that this kernel's end is that of both.
