@@ -20,7 +20,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 def survey() -> list[Finding]:
     """Every backend, then what ``--backend auto`` takes."""
-    return [_torch(), _native(), _triton(), _automatic()]
+    return [_torch(), _native(), gpu_finding(), _automatic()]
 
 
 def _torch() -> Finding:
@@ -34,7 +34,8 @@ def _native() -> Finding:
     return Finding("native", True, f"{native.choose_instruction_set()} kernels on the CPU")
 
 
-def _triton() -> Finding:
+def gpu_finding() -> Finding:
+    """The backend of GPUs, with what it has for theirs."""
     if not torch.cuda.is_available():
         built = torch.version.cuda or torch.version.hip
         why = "torch finds no GPU" if built else "this build of torch has no GPU support"
@@ -44,7 +45,19 @@ def _triton() -> Finding:
         import triton
     except ImportError as error:
         return Finding("triton", False, f"{', '.join(sorted(names))}, but {error}")
-    return Finding("triton", True, f"triton {triton.__version__} on {', '.join(sorted(names))}")
+    detail = f"triton {triton.__version__} on {', '.join(sorted(names))}"
+    return Finding("triton", True, detail + _hopper())
+
+
+def _hopper() -> str:
+    """What is said of kernels that are compiled for Hopper alone."""
+    from headrace.kernels.cuda_source import compiler
+
+    if torch.version.hip is not None or torch.cuda.get_device_capability() != (9, 0):
+        return ""
+    if compiler() is None:
+        return ", without kernels in CUDA C++: NVRTC is not installed"
+    return ", with kernels in CUDA C++"
 
 
 def _automatic() -> Finding:
