@@ -11,24 +11,23 @@ import argparse
 import json
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import sampling_comparison
 import torch
+from attention_comparison import AttentionComparisons
 from fresh_attention_comparison import fresh_attention_cases
 from hopper_comparison import hopper_cases
+from linear_comparison import LinearComparisons
 from prompt_attention_comparison import prompt_attention_cases
+from workbench import INTERPRETED, Case, Workbench, relative_error
 
 from headrace.kernels.activation import reference as activation_reference
 from headrace.kernels.activation import triton as activation
-from headrace.kernels.attention import reference as attention_reference
 from headrace.kernels.attention import triton as attention
 from headrace.kernels.embedding import reference as embedding_reference
 from headrace.kernels.embedding import triton as embedding
-from headrace.kernels.linear import cublaslt, triton_gated
-from headrace.kernels.linear import reference as linear_reference
-from headrace.kernels.linear import triton as linear
 from headrace.kernels.low_rank import reference as low_rank_reference
 from headrace.kernels.low_rank import triton as low_rank
 from headrace.kernels.low_rank.stack import LowRankStack, LowRankUpdate
@@ -42,35 +41,9 @@ from headrace.kernels.step_inputs import triton as step_inputs
 from headrace.kernels.step_inputs.layout import StepLayout
 from headrace.kernels.triton_launch import GpuTraits
 
-Case = tuple[str, Callable[[], float]]
-INTERPRETED = GpuTraits(
-    multiprocessors=2, shared_memory=65536, dependent_launch=False, wide_matrix_unit=False
-)
 
-
-def relative_error(out: torch.Tensor, expected: torch.Tensor) -> float:
-    """‖out − expected‖ / ‖expected‖; not a number anywhere makes it not a number."""
-    out, expected = out.double(), expected.double()
-    return float((out - expected).norm() / expected.norm().clamp_min(1e-30))
-
-
-class Comparisons:
+class Comparisons(Workbench):
     """The cases of one device, dtype and scale of shapes."""
-
-    def __init__(self, device: torch.device, dtype: torch.dtype, traits: GpuTraits) -> None:
-        self.device = device
-        self.dtype = dtype
-        self.traits = traits
-
-    def random(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        values = torch.randn(*shape, device=self.device)
-        return values.to(dtype or self.dtype)
-
-    def poisoned(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
-        return torch.full(shape, float("nan"), device=self.device, dtype=dtype or self.dtype)
-
-    def integers(self, values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=self.device)
 
     def norms(self, tokens: int, hidden: int) -> float:
         weight = self.random(hidden)
@@ -133,16 +106,6 @@ class Comparisons:
         embedding_reference.embed(token_ids, table, expected)
         return relative_error(out, expected)
 
-    def caches(
-        self, num_blocks: int, block_size: int, kv_heads: int, head_dim: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values as the GPU backend lays them out: heads before offsets."""
-        keys, values = (
-            self.random(num_blocks, kv_heads, block_size, head_dim).permute(0, 2, 1, 3)
-            for _ in range(2)
-        )
-        return keys, values
-
     def rotate_and_cache(
         self, tokens: int, heads: int, kv_heads: int, head_dim: int, head_norm: bool
     ) -> float:
@@ -170,130 +133,6 @@ class Comparisons:
             return float("inf")
         pairs = [(padded_qkv[:-1], expected_qkv), (keys, expected_keys), (values, expected_values)]
         return max(relative_error(out, expected) for out, expected in pairs)
-
-    def attention(
-        self,
-        new_and_context: list[tuple[int, int]],
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        window: int | None,
-        block_size: int = 16,
-    ) -> float:
-        """Sequences of (new tokens, context); one with context 0 is a captured graph's padding."""
-        real = [pair for pair in new_and_context if pair[1] > 0]
-        tokens = sum(new for new, _ in real)
-        longest = max(context for _, context in real)
-        blocks_each = -(-longest // block_size)
-        count = len(new_and_context)
-        keys, values = self.caches(count * blocks_each + 1, block_size, kv_heads, head_dim)
-        keys[-1], values[-1] = float("nan"), float("nan")
-        tables = torch.full((count + 1, blocks_each + 1), count * blocks_each, dtype=torch.int32)
-        order = torch.randperm(count * blocks_each).view(count, blocks_each)
-        rows = torch.randperm(count + 1)[:count]
-        for index, (_, context) in enumerate(new_and_context):
-            used = -(-context // block_size)
-            tables[rows[index], :used] = order[index, :used]
-        starts = [0]
-        for new, context in new_and_context:
-            starts.append(starts[-1] + (new if context else 0))
-        qkv = self.random(tokens, (heads + 2 * kv_heads) * head_dim)
-        out = self.poisoned(tokens, heads * head_dim)
-        expected = torch.full_like(out, float("nan"), dtype=torch.float32)
-        # The keys and values of new tokens, as rotate_and_cache leaves them in both places.
-        for index, (new, context) in enumerate(new_and_context):
-            for number in range(new if context else 0):
-                block, offset = divmod(context - new + number, block_size)
-                page = int(order[index, block])
-                whole = qkv[starts[index] + number].view(-1, head_dim)
-                whole[heads : heads + kv_heads] = keys[page, offset]
-                whole[heads + kv_heads :] = values[page, offset]
-        contexts = self.integers([context for _, context in new_and_context])
-        tables = tables.to(self.device)
-        device_rows = rows.to(torch.int32).to(self.device)
-        workspace = attention.AttentionWorkspace(self.device)
-        errors = []
-        for _ in range(2):
-            out.fill_(float("nan"))
-            attention.paged_attention(
-                qkv, heads, kv_heads, head_dim**-0.5, window, keys, values, self.integers(starts),
-                contexts, device_rows, tables, out, max(new for new, _ in real), longest,
-                workspace, self.traits,
-            )  # fmt: skip
-            if count == len(real):
-                attention_reference.paged_attention(
-                    qkv, heads, kv_heads, head_dim**-0.5, window, keys, values,
-                    self.integers(starts), contexts, device_rows, tables, expected,
-                )  # fmt: skip
-            else:
-                kept = [index for index, pair in enumerate(new_and_context) if pair[1] > 0]
-                attention_reference.paged_attention(
-                    qkv, heads, kv_heads, head_dim**-0.5, window, keys, values,
-                    self.integers([starts[index] for index in kept] + [tokens]),
-                    contexts[kept], device_rows[kept], tables, expected,
-                )  # fmt: skip
-            errors.append(relative_error(out, expected))
-        if workspace.tickets.any():
-            return float("inf")
-        return max(errors)
-
-    def linear(
-        self,
-        tokens: int,
-        rows: int,
-        columns: int,
-        choice: linear.GemmChoice,
-        bias: bool,
-        wide: bool,
-    ) -> float:
-        x, weight = self.random(tokens, columns), self.random(rows, columns)
-        offset = self.random(rows) if bias else None
-        dtype = torch.float32 if wide else self.dtype
-        out = self.poisoned(tokens, rows, dtype=dtype)
-        expected = torch.full_like(out, float("nan"), dtype=torch.float32)
-        workspace = linear.GemmWorkspace(self.device)
-        linear_reference.linear(x, weight, offset, expected)
-        errors = []
-        for _ in range(2):
-            out.fill_(float("nan"))
-            linear.linear(x, weight, offset, out, choice, workspace, self.traits)
-            errors.append(relative_error(out, expected))
-        if workspace.tickets.any():
-            return float("inf")
-        return max(errors)
-
-    def library_algorithms(self, tokens: int, rows: int, columns: int, wide: bool) -> float:
-        """The worst of cuBLASLt's algorithms, storing and adding; infinite where it has none."""
-        x, weight = self.random(tokens, columns), self.random(rows, columns)
-        out = self.poisoned(tokens, rows, dtype=torch.float32 if wide else self.dtype)
-        before = self.random(tokens, rows, dtype=out.dtype)
-        expected = torch.full_like(out, float("nan"), dtype=torch.float32)
-        linear_reference.linear(x, weight, None, expected)
-        library = cublaslt.loaded(x.device)
-        found = [] if library is None else library.algorithms(x, weight, out, 32)
-        errors = [] if found else [float("inf")]
-        varied = [] if library is None else [library.variants(x, weight, out, a) for a in found[:3]]
-        for algorithm in dict.fromkeys([*found, *(other for some in varied for other in some)]):
-            choice = linear.GemmChoice(kind="cublaslt", algorithm=algorithm)
-            out.fill_(float("nan"))
-            linear.linear(x, weight, None, out, choice, linear.GemmWorkspace(x.device), self.traits)
-            errors.append(relative_error(out, expected))
-            if not wide:
-                out.copy_(before)
-                linear.add_linear(x, weight, out, choice, self.traits)
-                errors.append(relative_error(out, expected + before.float()))
-        return max(errors)
-
-    def gated_linear(self, tokens: int, width: int, columns: int, bias: bool) -> float:
-        x, weight = self.random(tokens, columns), self.random(2 * width, columns) * columns**-0.5
-        offset = self.random(2 * width) if bias else None
-        gate_up = self.poisoned(tokens, 2 * width, dtype=torch.float32)
-        out = self.poisoned(tokens, width)
-        expected = self.poisoned(tokens, width, dtype=torch.float32)
-        triton_gated.gated_linear(x, weight, offset, out, self.traits)
-        linear_reference.linear(x, weight, offset, gate_up)
-        activation_reference.silu_mul(gate_up, expected)
-        return relative_error(out, expected)
 
     def low_rank(
         self,
@@ -349,19 +188,6 @@ class Comparisons:
         return float(wrong.float().mean())
 
 
-def gemv(rows: int, block_k: int, warps: int = 4) -> linear.GemmChoice:
-    return linear.GemmChoice(kind="gemv", rows=rows, block_k=block_k, warps=warps)
-
-
-def skinny(
-    rows: int, tokens: int, block_k: int, shares: int, stages: int = 3, warps: int = 4
-) -> linear.GemmChoice:
-    return linear.GemmChoice(
-        kind="skinny", rows=rows, tokens=tokens, block_k=block_k, shares=shares, stages=stages,
-        warps=warps, prefetch=block_k,
-    )  # fmt: skip
-
-
 def sampling_cases(
     device: torch.device, traits: GpuTraits, vocab_size: int, block: int, seeds: int
 ) -> Iterator[Case]:
@@ -391,6 +217,8 @@ def interpreted_cases() -> Iterator[Case]:
         name = str(dtype).removeprefix("torch.")
         here = Comparisons(torch.device("cpu"), dtype, INTERPRETED)
         yield from fresh_attention_cases(here.device, dtype, INTERPRETED)
+        yield from AttentionComparisons(here.device, dtype, INTERPRETED).interpreted_cases()
+        yield from LinearComparisons(here.device, dtype, INTERPRETED).interpreted_cases()
         yield f"norms {name}", partial(here.norms, 3, 40)
         yield f"silu_mul {name}", partial(here.silu_mul, 3, 1030)
         yield f"embed {name}", partial(here.embed, 3, 33)
@@ -400,30 +228,6 @@ def interpreted_cases() -> Iterator[Case]:
             yield (
                 f"rotate_and_cache {head_dim} norm={head_norm} {name}",
                 partial(here.rotate_and_cache, 3, 3, 1, head_dim, head_norm),
-            )
-        for label, sequences, heads, kv_heads, head_dim, window in (
-            ("decode", [(1, 37), (1, 0), (1, 200)], 4, 2, 64, None),
-            ("decode window", [(1, 37), (1, 90)], 3, 1, 64, 21),
-            ("decode split 96", [(1, 300)], 2, 1, 96, None),
-            ("decode heads together", [(1, 37), (1, 0), (1, 200)], 8, 4, 64, None),
-            ("decode heads window 96", [(1, 70), (1, 9)], 6, 2, 96, 21),
-            ("prefill", [(19, 19)], 3, 1, 64, None),
-            ("chunked window", [(9, 50)], 2, 1, 64, 13),
-            ("mixed", [(1, 41), (17, 30), (1, 0)], 2, 1, 64, None),
-        ):
-            yield (
-                f"attention {label} {name}",
-                partial(here.attention, sequences, heads, kv_heads, head_dim, window),
-            )
-        for label, tokens, rows, columns, choice, bias, wide in (
-            ("gemv", 1, 21, 100, gemv(4, 64), True, False),
-            ("gemv even wide", 1, 16, 128, gemv(8, 64), False, True),
-            ("skinny", 5, 70, 96, skinny(64, 16, 32, 1), True, False),
-            ("skinny split odd", 19, 33, 100, skinny(32, 16, 32, 2), False, True),
-        ):
-            yield (
-                f"linear {label} {name}",
-                partial(here.linear, tokens, rows, columns, choice, bias, wide),
             )
 
         yield f"most_likely {name}", partial(here.most_likely, 4, 5003)
@@ -437,11 +241,6 @@ def interpreted_cases() -> Iterator[Case]:
                 f"low_rank {label} {name}",
                 partial(here.low_rank, tokens, 70, (40, 9, 140), ranks, length),
             )
-        for tokens, width, columns, bias in ((1, 7, 100, True), (5, 70, 96, False)):
-            yield (
-                f"gated_linear {tokens} {name}",
-                partial(here.gated_linear, tokens, width, columns, bias),
-            )
 
 
 def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
@@ -454,6 +253,8 @@ def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
         yield from hopper_cases(dtype, traits)
         if traits.wide_matrix_unit:
             yield from fresh_attention_cases(here.device, dtype, traits)
+        yield from AttentionComparisons(here.device, dtype, traits).gpu_cases()
+        yield from LinearComparisons(here.device, dtype, traits).gpu_cases()
         yield from prompt_attention_cases(dtype, traits)
         for tokens, hidden in ((1, 4096), (7, 576), (333, 8192)):
             yield f"norms {tokens}x{hidden} {name}", partial(here.norms, tokens, hidden)
@@ -467,22 +268,6 @@ def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
                     f"rotate_and_cache {tokens} {head_dim} {name}",
                     partial(here.rotate_and_cache, tokens, heads, kv_heads, head_dim, head_norm),
                 )
-            groupings = ((32, 8), (9, 3), (28, 4), (8, 8)) if head_dim == 128 else ((32, 8), (9, 3))
-            for heads, kv_heads in groupings:
-                for label, sequences, window in (
-                    ("decode", [(1, 1), (1, 130), (1, 0), (1, 2111)], None),
-                    ("decode window", [(1, 777), (1, 90)], 256),
-                    ("prefill", [(513, 513)], None),
-                    ("chunked", [(100, 777), (257, 257), (64, 3000)], None),
-                    ("chunked window", [(100, 777), (257, 257)], 128),
-                    ("mixed", [(1, 410), (300, 812), (1, 0), (1, 1024)], None),
-                    ("decode many", [(1, 7 + 5 * index) for index in range(80)], None),
-                    ("decode many window", [(1, 7 + 5 * index) for index in range(150)], 100),
-                ):
-                    yield (
-                        f"attention {label} {heads}/{kv_heads} {head_dim} {name}",
-                        partial(here.attention, sequences, heads, kv_heads, head_dim, window),
-                    )
         for rows, vocab_size in ((1, 128256), (5, 1003), (256, 128256), (3, 32000)):
             yield f"most_likely {rows} {name}", partial(here.most_likely, rows, vocab_size)
         for length, tokens in ((1, 37), (99, 300)):
@@ -491,38 +276,6 @@ def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
             yield (
                 f"low_rank {tokens} {name}",
                 partial(here.low_rank, chosen, 4096, (4096, 1024, 1024), ranks, length),
-            )
-        for tokens, width, columns, bias in (
-            (1, 14336, 4096, False),
-            (1, 1003, 577, True),
-            (8, 14336, 4096, False),
-            (19, 1003, 584, True),
-            (64, 14336, 4096, False),
-            (33, 14336, 4096, True),
-        ):
-            yield (
-                f"gated_linear {tokens}x{width}x{columns} {name}",
-                partial(here.gated_linear, tokens, width, columns, bias),
-            )
-        for tokens, rows, columns, choice, bias, wide in (
-            (1, 6144, 4096, gemv(8, 1024), False, False),
-            (1, 1003, 577, gemv(4, 512), True, True),
-            (3, 4096, 4096, skinny(64, 16, 128, 4), False, False),
-            (9, 1003, 584, skinny(64, 16, 64, 3), True, True),
-            (33, 4096, 14336, skinny(128, 64, 64, 4), False, False),
-            (100, 6144, 4096, skinny(128, 128, 64, 2, warps=8), True, False),
-            (200, 6144, 4096, skinny(128, 256, 64, 2, warps=8), False, True),
-            (70, 6144, 4096, linear.LIBRARY, True, False),
-            (70, 6144, 4096, linear.LIBRARY, True, True),
-        ):
-            yield (
-                f"linear {tokens}x{rows}x{columns} {choice.label()} {name}",
-                partial(here.linear, tokens, rows, columns, choice, bias, wide),
-            )
-        for tokens, rows, columns, wide in ((128, 4096, 14336, False), (33, 8192, 1024, True)):
-            yield (
-                f"library algorithms {tokens}x{rows}x{columns} {name}",
-                partial(here.library_algorithms, tokens, rows, columns, wide),
             )
 
 

@@ -136,7 +136,9 @@ def draws(
 
 def neighbours(vocab_size: int, device: torch.device, traits: GpuTraits, block: int) -> float:
     """Share of rows that depend on which rows are beside them; spoilt rows spoil no other."""
-    params = [*_params(1), SamplingParams(), SamplingParams(repetition_penalty=1.4)]
+    # The interpreter takes a second a row.
+    some = _params(1)[:: 2 if device.type == "cpu" else 1]
+    params = [*some, SamplingParams(), SamplingParams(repetition_penalty=1.4)]
     logits = torch.randn(len(params), vocab_size, device=device) * 3
 
     def bench() -> Bench:
