@@ -40,7 +40,7 @@ _NEAR_CANDIDATES, _GREEDY_SLICES = 4096, 64
 GPU_CONTEXT_BYTES = 800 * 2**20
 """The driver's context, its own reserve and loaded kernels on a GPU."""
 
-ENGINE_PROCESS_BYTES = 265 * 2**20
+ENGINE_PROCESS_BYTES = 271 * 2**20
 """Resident memory of an engine's process beside what is counted here (CPU): Python, libraries, the
 tokenizer, threads, and what the C library keeps."""
 
