@@ -214,8 +214,8 @@ def interpreted_cases() -> Iterator[Case]:
     yield "decoder plain float16", partial(decoder_error, INTERPRETED, False, PLAIN)
     yield "decoder adapted float16", partial(decoder_error, INTERPRETED, adapted=True)
     for dtype in (torch.float16, torch.float32):
-        name = str(dtype).removeprefix("torch.")
         here = Comparisons(torch.device("cpu"), dtype, INTERPRETED)
+        name = here.name
         yield from fresh_attention_cases(here.device, dtype, INTERPRETED)
         yield from AttentionComparisons(here.device, dtype, INTERPRETED).interpreted_cases()
         yield from LinearComparisons(here.device, dtype, INTERPRETED).interpreted_cases()
@@ -248,8 +248,8 @@ def gpu_cases(traits: GpuTraits) -> Iterator[Case]:
     for vocab_size in (128256, 32003):
         yield from sampling_cases(torch.device("cuda"), traits, vocab_size, 4096, 6)
     for dtype in (torch.bfloat16, torch.float16):
-        name = str(dtype).removeprefix("torch.")
         here = Comparisons(torch.device("cuda"), dtype, traits)
+        name = here.name
         yield from hopper_cases(dtype, traits)
         if traits.wide_matrix_unit:
             yield from fresh_attention_cases(here.device, dtype, traits)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
 import torch
+from workbench import Case, relative_error
 
 from headrace.kernels.attention import reference, triton
 from headrace.kernels.triton_launch import GpuTraits
@@ -48,13 +49,12 @@ def fresh_attention_error(
     triton.paged_attention(*common, out, longest, longest, workspace, traits)
     reference.paged_attention(*common, expected)
     others = [n for n in range(tokens) if not starts[broken] <= n < starts[broken + 1]]
-    out64, expected64 = out[others].double(), expected[others].double()
-    return float((out64 - expected64).norm() / expected64.norm())
+    return relative_error(out[others], expected[others])
 
 
 def fresh_attention_cases(
     device: torch.device, dtype: torch.dtype, traits: GpuTraits
-) -> Iterator[tuple[str, Callable[[], float]]]:
+) -> Iterator[Case]:
     """As a device does it whose copy engine fetches whole tiles."""
     name = str(dtype).removeprefix("torch.")
     traits = replace(traits, wide_matrix_unit=True)

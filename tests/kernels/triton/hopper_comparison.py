@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
+from workbench import Case, relative_error
 
 from headrace.kernels.activation import reference as activation_reference
 from headrace.kernels.linear import hopper
@@ -55,13 +56,10 @@ def hopper_error(
     below = torch.equal(around[tokens:], before[tokens:])
     if not (beside and below):
         return float("inf")
-    out64, expected64 = out.double(), expected.double()
-    return float((out64 - expected64).norm() / expected64.norm())
+    return relative_error(out, expected)
 
 
-def hopper_cases(
-    dtype: torch.dtype, traits: GpuTraits
-) -> Iterator[tuple[str, Callable[[], float]]]:
+def hopper_cases(dtype: torch.dtype, traits: GpuTraits) -> Iterator[Case]:
     """Every tile in every mode; none where the device has no such kernels."""
     if not traits.warpgroup_kernels:
         return

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from workbench import Case, relative_error
 
 from headrace.kernels.attention import hopper
 from headrace.kernels.triton_launch import GpuTraits
@@ -41,15 +42,12 @@ def prompt_attention_error(
     parts = qkv[:tokens].float().view(sequences, length, -1, head_dim).transpose(1, 2)
     query, key, value = parts.split((heads, kv_heads, kv_heads), dim=1)
     expected = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-    result = out[:tokens].double().view(sequences, length, heads, head_dim).transpose(1, 2)
+    result = out[:tokens].view(sequences, length, heads, head_dim).transpose(1, 2)
     whole = [index for index in range(sequences) if sequences <= 2 or index != 1]
-    result, wanted = result[whole], expected[whole].double()
-    return float((result - wanted).norm() / wanted.norm())
+    return relative_error(result[whole], expected[whole])
 
 
-def prompt_attention_cases(
-    dtype: torch.dtype, traits: GpuTraits
-) -> Iterator[tuple[str, Callable[[], float]]]:
+def prompt_attention_cases(dtype: torch.dtype, traits: GpuTraits) -> Iterator[Case]:
     """Every head size and grouping; none where the device has no such kernel."""
     if not traits.warpgroup_kernels:
         return
