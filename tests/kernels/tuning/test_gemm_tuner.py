@@ -243,6 +243,8 @@ def test_candidates_start_with_the_library_and_fit_the_device(
     assert len(choices) > 1 or tokens > 64
     clustered = [choice for choice in choices if choice.kind == "hopper"]
     assert bool(clustered) == (traits.warpgroup_kernels and tokens > 128)
+    wide = candidates(rows, columns, tokens, traits, wide_output=True)
+    assert wide == [choice for choice in choices if choice not in clustered]
     others = [choice for choice in choices[1:] if choice not in clustered]
     assert not traits.wide_matrix_unit or not others or tokens <= 64
     for choice in others:

@@ -54,15 +54,20 @@ _TILES: dict[int, tuple[_Tile, ...]] = {
 _PREFETCHED_COLUMNS: tuple[int, ...] = (512, 2048)
 
 
-def candidates(num_rows: int, columns: int, tokens: int, traits: GpuTraits) -> list[GemmChoice]:
+def candidates(
+    num_rows: int, columns: int, tokens: int, traits: GpuTraits, wide_output: bool = False
+) -> list[GemmChoice]:
     """The vendor library first, then kernels of our own that fit the device and fill it.
 
     Args:
         num_rows: N of the weight.
         columns: K.
         tokens: Of the input.
+        wide_output: The output is float32, which the Hopper kernel does not write.
     """
-    choices = [LIBRARY, *_hopper_candidates(num_rows, tokens, traits)]
+    choices = [LIBRARY]
+    if not wide_output:
+        choices += _hopper_candidates(num_rows, tokens, traits)
     if tokens > (_MOST_TOKENS_WIDE if traits.wide_matrix_unit else _MOST_TOKENS):
         return choices
     if tokens == 1:

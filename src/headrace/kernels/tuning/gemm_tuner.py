@@ -174,7 +174,11 @@ class GemmTuner:
     ) -> list[tables.TunedShape]:
         wait = None if meanwhile is None else meanwhile()
         listed = [
-            (shape, tokens, self._candidates(shape, tokens))
+            (
+                shape,
+                tokens,
+                candidates(shape.num_rows, shape.columns, tokens, self._traits, shape.wide_output),
+            )
             for shape in weights
             for tokens in token_counts(shape)
         ]
@@ -213,10 +217,6 @@ class GemmTuner:
                 )
             )
         return results
-
-    def _candidates(self, shape: LinearShape, tokens: int) -> list[GemmChoice]:
-        found = candidates(shape.num_rows, shape.columns, tokens, self._traits)
-        return [c for c in found if c.kind != "hopper" or not shape.wide_output]
 
     def _times(
         self,
