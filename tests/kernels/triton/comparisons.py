@@ -11,8 +11,9 @@ import argparse
 import json
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from unittest import mock
 
 import sampling_comparison
 import torch
@@ -203,12 +204,25 @@ def sampling_cases(
     yield f"sampling feeding {name}", partial(sampling_comparison.feeding, *shape)
 
 
+def in_few_slices(case: Callable[[], float]) -> float:
+    """The interpreter takes as long for each slice of a row; ``most_likely`` has them all."""
+    with mock.patch.object(sampling, "_MOST_SLICES", 8):
+        return case()
+
+
 def interpreted_cases() -> Iterator[Case]:
     """Tiny shapes for the interpreter."""
     # Imported here: with a GPU this script is about kernels alone.
     from decoder_comparison import PLAIN, decoder_error
+    from quick_interpreter import patch_once_a_launch
 
-    yield from sampling_cases(torch.device("cpu"), INTERPRETED, 600, 256, 1)
+    patch_once_a_launch()
+    here = Comparisons(torch.device("cpu"), torch.float32, INTERPRETED)
+    for name, case in sampling_cases(here.device, INTERPRETED, 600, 256, 1):
+        yield name, partial(in_few_slices, case)
+    # Of float32 logits, whatever the model's dtype.
+    yield f"most_likely {here.name}", partial(here.most_likely, 4, 5003)
+    yield f"most_likely many {here.name}", partial(here.most_likely, 33, 700)
 
     yield "decoder fused float16", partial(decoder_error, INTERPRETED, adapted=False)
     yield "decoder plain float16", partial(decoder_error, INTERPRETED, False, PLAIN)
@@ -230,8 +244,6 @@ def interpreted_cases() -> Iterator[Case]:
                 partial(here.rotate_and_cache, 3, 3, 1, head_dim, head_norm),
             )
 
-        yield f"most_likely {name}", partial(here.most_likely, 4, 5003)
-        yield f"most_likely many {name}", partial(here.most_likely, 33, 700)
         for label, length, tokens in (
             ("single tokens", 1, [0, -1, 2, 1, 0]),
             ("prompts", 9, [0] * 9 + [-1] * 4 + [2] * 10 + [1]),

@@ -170,6 +170,11 @@ def main() -> None:
     """Every case once, on a GPU where there is one."""
     torch.manual_seed(0)
     large = torch.cuda.is_available()
+    if not large:
+        # Imported here: a GPU has no interpreter.
+        from quick_interpreter import patch_once_a_launch
+
+        patch_once_a_launch()
     device = torch.device("cuda" if large else "cpu")
     dtypes = (torch.bfloat16, torch.float16) if large else (torch.float16, torch.float32)
     for dtype in dtypes:
