@@ -17,7 +17,7 @@ MODEL ?=
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help serve chat doctor test lint types pytest format clean
+.PHONY: help serve chat doctor test lint types pytest pytest-alone pytest-shared format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,24 +31,38 @@ chat: $(VENV)/installed ## Chat with a model in the terminal (MODEL=â€¦, ARGS=â€
 doctor: $(VENV)/installed ## Say what this machine is and which backends work on it
 	@$(BIN)/headrace doctor
 
-test: lint types pytest ## Install, then lint, types, import contract and every test
+test: $(VENV)/installed-dev ## Install, then lint, types, import contract and every test
+	@$(MAKE) --no-print-directory -j 2 -O lint types pytest-alone BESIDE='nice -n 19'
+	@$(MAKE) --no-print-directory pytest-shared
+
+# In `make test`, what these give way with to the tests that want the machine for themselves.
+BESIDE ?=
 
 lint: $(VENV)/installed-dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
+	$(BESIDE) $(BIN)/ruff check .
+	$(BESIDE) $(BIN)/ruff format --check .
+	$(BESIDE) $(BIN)/lint-imports
 
 types: $(VENV)/installed-dev
-	$(BIN)/mypy
-	$(BIN)/mypy --explicit-package-bases benchmarks/*.py
+	$(BESIDE) $(BIN)/mypy
+	$(BESIDE) $(BIN)/mypy --explicit-package-bases benchmarks/*.py
 
-# These measure, restart and wait: they want the machine for themselves. The others share its cores.
-ALONE := tests/benchmark tests/end_to_end tests/engine tests/transport
+# These measure, restart and wait, and leave half of two cores idle: only what gives way runs
+# beside them.
+ALONE := tests/benchmark tests/transport tests/end_to_end/test_clients.py \
+	tests/end_to_end/test_faults.py tests/engine/test_supervisor.py
+
+pytest: pytest-alone pytest-shared
 
 # -v takes back the -q of pyproject: a run closes on pytest's full summary line.
-pytest: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -v --no-header -n auto $(addprefix --ignore=,$(ALONE)) --durations=20 $(PYTEST_ARGS)
+pytest-alone: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -v --no-header $(ALONE) --durations=20 $(PYTEST_ARGS)
+
+# The others share the cores, by file, since a file's tests share what is costly to make; in the
+# order that tests/conftest.py gives.
+pytest-shared: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -v --no-header -n auto --dist loadfile --no-loadscope-reorder \
+		$(addprefix --ignore=,$(ALONE)) --durations=20 $(PYTEST_ARGS)
 
 format: $(VENV)/installed-dev ## Format the sources and apply safe lint fixes
 	$(BIN)/ruff check --fix .
