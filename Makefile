@@ -77,12 +77,37 @@ $(BIN)/python:
 	@echo "creating $(VENV)"
 	$(PYTHON) -m venv $(VENV)
 
+# Prints what this package requires, with the extras that are named.
+define REQUIREMENTS
+import sys, tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+lines, extras = list(project["dependencies"]), sys.argv[1:]
+while extras:
+    for line in project["optional-dependencies"][extras.pop()]:
+        own = line.removeprefix(project["name"] + "[")
+        if own == line:
+            lines.append(line)
+        else:
+            extras += own.rstrip("]").split(",")
+print(*dict.fromkeys(lines), sep="\n")
+endef
+export REQUIREMENTS
+
+# The native kernels are compiled while the requirements are found and fetched: the one waits for
+# the processor, the other for the network.
+define INSTALL
+$(BIN)/python -c "$$REQUIREMENTS" $(1) > $(VENV)/requirements.txt
+status=0; $(PIP_INSTALL) --no-deps -e . & \
+$(PIP_INSTALL) $(2) -r $(VENV)/requirements.txt || status=$$?; wait $$! && exit $$status
+endef
+
 $(VENV)/installed: $(INSTALL_INPUTS) | $(BIN)/python
 	@echo "installing headrace into $(VENV) (a minute or two the first time)"
-	$(PIP_INSTALL) -e .
+	$(call INSTALL)
 	@touch $@
 
+# Modules are compiled when they are first imported: of many that come with these most never are.
 $(VENV)/installed-dev: $(INSTALL_INPUTS) | $(BIN)/python
 	@echo "installing headrace and its development tools into $(VENV) (a few minutes the first time)"
-	$(PIP_INSTALL) -c constraints-dev.txt -e '.[dev]'
+	$(call INSTALL,dev,--no-compile -c constraints-dev.txt)
 	@touch $@ $(VENV)/installed
