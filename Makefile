@@ -106,8 +106,9 @@ $(VENV)/installed: $(INSTALL_INPUTS) | $(BIN)/python
 	$(call INSTALL)
 	@touch $@
 
-# Modules are compiled when they are first imported: of many that come with these most never are.
+# pip would compile modules one after the other; some that come with packages are no valid Python.
 $(VENV)/installed-dev: $(INSTALL_INPUTS) | $(BIN)/python
 	@echo "installing headrace and its development tools into $(VENV) (a few minutes the first time)"
 	$(call INSTALL,dev,--no-compile -c constraints-dev.txt)
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@ $(VENV)/installed
