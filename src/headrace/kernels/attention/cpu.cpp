@@ -18,8 +18,9 @@ class RowBlockAttention {
     static constexpr int kPerUnit = 4 / sizeof(Storage);
     static constexpr int kLine = 64 / sizeof(Storage);
     static constexpr int kFetchedLines = kGroup * kDimVectors * kWidth / kLine;
-    // Groups of positions that are scored together: few rows would wait for their own sums.
-    static constexpr int kJoint = kWidth == 16 && R <= 4 ? kTile / kGroup : 1;
+    // Groups of positions that are scored together: few rows would wait for their own sums, and many
+    // would load a unit of a query for each product.
+    static constexpr int kJoint = kWidth == 8 ? 1 : R <= 6 ? kTile / kGroup : 2;
 
   public:
     RowBlockAttention(const Attention& call, const RowBlock& block, const RowBlock& next)
@@ -63,7 +64,7 @@ class RowBlockAttention {
                     }
                 }
             }
-            for (int r = 0; r < R; ++r) soften(r);
+            soften();
             for (int64_t d = 0; d < call_.heads.dim; d += kDimVectors * kWidth) {
                 accumulate(tile, count, d);
             }
@@ -122,24 +123,19 @@ class RowBlockAttention {
         }
     }
 
-    // Scores of a tile become weights; the running maximum and total move on.
-    void soften(int r) {
-        Floats largest = load(scores_[r]);
-        for (int i = kWidth; i < kTile; i += kWidth) {
-            largest = maximum(largest, load(scores_[r] + i));
+    // Scores of a tile become weights.
+    void soften() {
+        state_.raise_maxima(scores_);
+        for (int r = 0; r < R; ++r) {
+            Floats total = zeros();
+            HEADRACE_UNROLL for (int i = 0; i < kTile; i += kWidth) {
+                const Floats weight =
+                    exponential(sub(load(scores_[r] + i), broadcast(state_.maxima[r])));
+                total = add(total, weight);
+                D::store_floats(weights_[r] + i, weight);
+            }
+            state_.add_weights(r, total);
         }
-        const float old = state_.maximum[r];
-        const float tile_maximum = reduce_max(largest);
-        const float now = tile_maximum > old ? tile_maximum : old;
-        state_.maximum[r] = now;
-        Floats total = zeros();
-        for (int i = 0; i < kTile; i += kWidth) {
-            const Floats weight = exponential(sub(load(scores_[r] + i), broadcast(now)));
-            total = add(total, weight);
-            D::store_floats(weights_[r] + i, weight);
-        }
-        correction_[r] = exponential_of(old - now);
-        state_.total[r] = state_.total[r] * correction_[r] + reduce_add(total);
     }
 
     // Adds the weighted values of `count` positions, for kDimVectors vectors from `d` on.
@@ -147,7 +143,7 @@ class RowBlockAttention {
         Floats acc[R][kDimVectors];
         HEADRACE_UNROLL for (int r = 0; r < R; ++r) {
             HEADRACE_UNROLL for (int v = 0; v < kDimVectors; ++v) {
-                acc[r][v] = mul(load(state_.sums[r] + d + v * kWidth), broadcast(correction_[r]));
+                acc[r][v] = mul(load(state_.sums[r] + d + v * kWidth), broadcast(state_.corrections[r]));
             }
         }
         const auto* all_values = static_cast<const Storage*>(call_.cache.values);
@@ -198,7 +194,6 @@ class RowBlockAttention {
     int64_t ahead_[kTile / kGroup];
     int64_t position_[R];
     int64_t out_[R];
-    float correction_[R];
 };
 
 }  // namespace

@@ -59,6 +59,7 @@ class Int8RowBlockAttention {
                 here_[g / kGroup] = group(block_, g < count ? tile + g : tile);
             }
             for (int64_t g = 0; g < kTile; g += kJoint * kGroup) score(tile, g);
+            state_.raise_maxima(scores_);
             for (int r = 0; r < R; ++r) soften(r);
             for (int64_t d = 0; d < call_.heads.dim; d += kVectors * kWidth) accumulate(count, d);
         }
@@ -166,19 +167,11 @@ class Int8RowBlockAttention {
         }
     }
 
-    // Scores of a tile become weights, in integers; the running maximum and total move on.
+    // Scores of a tile become weights, in integers.
     void soften(int r) {
-        Floats largest = load(scores_[r]);
-        for (int i = kWidth; i < kTile; i += kWidth) {
-            largest = maximum(largest, load(scores_[r] + i));
-        }
-        const float old = state_.maximum[r];
-        const float tile_maximum = reduce_max(largest);
-        const float now = tile_maximum > old ? tile_maximum : old;
-        state_.maximum[r] = now;
         Floats total = zeros(), scaled_total = zeros(), most = zeros();
         for (int i = 0; i < kTile; i += kWidth) {
-            const Floats weight = exponential(sub(load(scores_[r] + i), broadcast(now)));
+            const Floats weight = exponential(sub(load(scores_[r] + i), broadcast(state_.maxima[r])));
             total = add(total, weight);
             const float* own = scales(values(here_[i / kGroup])) + i % kGroup;
             // A position without weight may hold anything.
@@ -195,8 +188,7 @@ class Int8RowBlockAttention {
             store_bytes(weights_low_[r] + i, bits_and(value, broadcast_int(kLow - 1)));
         }
         unit_[r] = unit + (sum - sum);
-        correction_[r] = exponential_of(old - now);
-        state_.total[r] = state_.total[r] * correction_[r] + reduce_add(total);
+        state_.add_weights(r, total);
     }
 
     // Adds the weighted values of `count` positions, for kVectors vectors from `d` on.
@@ -235,7 +227,7 @@ class Int8RowBlockAttention {
                 float* sums = state_.sums[r] + d + v * kWidth;
                 const Floats added =
                     mul(to_floats(combine(high[r][v], low[r][v])), broadcast(unit_[r]));
-                store(sums, fma(load(sums), broadcast(correction_[r]), added));
+                store(sums, fma(load(sums), broadcast(state_.corrections[r]), added));
             }
         }
     }
@@ -257,7 +249,6 @@ class Int8RowBlockAttention {
     int32_t bias_[R];
     float query_scale_[R];
     float unit_[R];
-    float correction_[R];
 };
 
 }  // namespace

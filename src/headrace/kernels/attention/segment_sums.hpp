@@ -53,9 +53,34 @@ class SegmentSums {
     HEADRACE_INLINE_MEMBER void begin(int64_t dim) {
         for (int r = 0; r < R; ++r) {
             for (int64_t i = 0; i < dim; i += kWidth) store(sums[r] + i, zeros());
-            maximum[r] = kNoMaximum;
-            total[r] = 0.0f;
+            store(totals_[r], zeros());
         }
+        for (int i = 0; i < kLanes; i += kWidth) store(maxima + i, broadcast(kNoMaximum));
+    }
+
+    // The running maxima move on to those of a tile's scores; `corrections` are what earlier sums are
+    // worth then. All rows together: one row would wait for its own exponential.
+    void raise_maxima(const float (&scores)[R][kTile]) {
+        alignas(64) float tile_maximum[kLanes];
+        for (int i = 0; i < kLanes; i += kWidth) store(tile_maximum + i, broadcast(kNoMaximum));
+        for (int r = 0; r < R; ++r) {
+            Floats largest = load(scores[r]);
+            HEADRACE_UNROLL for (int i = kWidth; i < kTile; i += kWidth) {
+                largest = maximum(largest, load(scores[r] + i));
+            }
+            tile_maximum[r] = reduce_max(largest);
+        }
+        for (int i = 0; i < kLanes; i += kWidth) {
+            const Floats old = load(maxima + i);
+            const Floats now = maximum(load(tile_maximum + i), old);
+            store(maxima + i, now);
+            store(corrections + i, exponential(sub(old, now)));
+        }
+    }
+
+    // Adds the weights of a tile, in lanes: they are added up where a segment ends.
+    HEADRACE_INLINE_MEMBER void add_weights(int r, Floats weights) {
+        store(totals_[r], fma(load(totals_[r]), broadcast(corrections[r]), weights));
     }
 
     void next_segment(int64_t dim) {
@@ -69,8 +94,8 @@ class SegmentSums {
         if (partial != nullptr) {
             for (int64_t r = 0; r < count; ++r) {
                 float* row = partial_row(partial, r, dim);
-                row[0] = maximum[r];
-                row[1] = total[r];
+                row[0] = maxima[r];
+                row[1] = total(r);
                 for (int64_t i = 0; i < dim; i += kWidth) {
                     store(row + kPartialHeader + i, load(sums[r] + i));
                 }
@@ -80,19 +105,22 @@ class SegmentSums {
         if (folded_) fold(dim);
         for (int64_t r = 0; r < count; ++r) {
             const RowSums row = folded_ ? RowSums{before_[r], before_maximum_[r], before_total_[r]}
-                                        : RowSums{sums[r], maximum[r], total[r]};
+                                        : RowSums{sums[r], maxima[r], total(r)};
             store_row<D>(row, dim, out(r));
         }
     }
 
+    static constexpr int kLanes = (R + kWidth - 1) / kWidth * kWidth;
     alignas(64) float sums[R][kMaxHeadDim];
-    float maximum[R];
-    float total[R];
+    alignas(64) float maxima[kLanes];
+    alignas(64) float corrections[kLanes];
 
   private:
+    float total(int64_t r) const { return reduce_add(load(totals_[r])); }
+
     void fold(int64_t dim) {
         for (int r = 0; r < R; ++r) {
-            const RowSums segment{sums[r], maximum[r], total[r]};
+            const RowSums segment{sums[r], maxima[r], total(r)};
             RowSums row{before_[r], before_maximum_[r], before_total_[r]};
             if (folded_) {
                 row.fold(segment, dim);
@@ -100,8 +128,8 @@ class SegmentSums {
                 for (int64_t i = 0; i < dim; i += kWidth) {
                     store(before_[r] + i, load(sums[r] + i));
                 }
-                row.maximum = maximum[r];
-                row.total = total[r];
+                row.maximum = segment.maximum;
+                row.total = segment.total;
             }
             before_maximum_[r] = row.maximum;
             before_total_[r] = row.total;
@@ -109,6 +137,7 @@ class SegmentSums {
         folded_ = true;
     }
 
+    alignas(64) float totals_[R][kWidth];
     alignas(64) float before_[R][kMaxHeadDim];
     float before_maximum_[R];
     float before_total_[R];
