@@ -194,8 +194,9 @@ def test_plans_that_no_kernel_can_follow_are_refused() -> None:
     shape = ("float32", 32, 32, False)
     with pytest.raises(ValueError, match="no kernel computes 5 rows"):
         program.set_plan(shape, 1, (5, 96, True, True))
-    with pytest.raises(ValueError, match="chunk_rows must be >= 1, not 0"):
-        program.set_plan(shape, 1, (1, 0, True, True))
+    for chunk_rows in (0, 97):
+        with pytest.raises(ValueError, match=rf"chunk_rows must be in \[1, 96\], not {chunk_rows}"):
+            program.set_plan(shape, 1, (1, chunk_rows, True, True))
     with pytest.raises(ValueError, match="no linear has this shape"):
         program.set_plan(("float32", 32, 64, False), 1, (1, 96, True, True))
     pool = native.extension().ThreadPool(1)

@@ -40,6 +40,7 @@ constexpr int kTileRows = 32;
 constexpr int kBlock = 32;
 constexpr int kMostPackedRows = 12;  // that a linear computes together, of any instruction set
 constexpr int kPieceChunks = 6;      // of 32 columns, which one task of a linear packs
+constexpr int kMostChunkRows = 96;   // that meet a tile together; a multiple of all packed rows
 
 // Bytes of one tile of 32 rows with K columns (K even for bfloat16, a multiple of 32 for blocks).
 static inline int64_t tile_bytes(Format format, int64_t k) {
@@ -62,20 +63,25 @@ static inline int64_t packed_chunk_bytes(Format format) {
     }
 }
 
-// An element that is multiplied apart from its block of 32.
-struct Outlier {
-    int32_t column;  // of the row; negative: there is none
+// An element that is multiplied apart from its block of 32: where it stands within a piece of a block
+// of rows (linear/outliers.hpp).
+struct OutlierEntry {
+    int16_t row;
+    int16_t column;
     float value;
 };
 
-// Bytes of scratch for one row: its chunks, and in a block format room for the outliers of the
-// rows that it is packed with, at most one a row and chunk, each with an element of every row.
+// Bytes of the outliers of one piece of `rows` rows, of which each has at most one a chunk.
+static constexpr int64_t outlier_piece_bytes(int64_t rows) {
+    return (kPieceChunks + 1) * 4 + rows * kPieceChunks * int64_t{sizeof(OutlierEntry)};
+}
+
+// Bytes of scratch for one row at most: its chunks, and in a block format room for outliers.
 static inline int64_t packed_row_bytes(Format format, int64_t k) {
     const bool dense = format == Format::float32 || format == Format::bfloat16;
     const int64_t chunks = (k + kBlock - 1) / kBlock;
     const int64_t pieces = (chunks + kPieceChunks - 1) / kPieceChunks;
-    const int64_t outliers = dense ? 0 : pieces * (4 + kPieceChunks * (4 + 4 * kMostPackedRows));
-    return chunks * packed_chunk_bytes(format) + outliers;
+    return chunks * packed_chunk_bytes(format) + (dense ? 0 : pieces * outlier_piece_bytes(1));
 }
 
 struct Matrix {

@@ -67,27 +67,36 @@ void Program::limit_sampled(int64_t rows) {
     capacity_.sampled = static_cast<int32_t>(std::min<int64_t>(capacity_.sampled, rows));
 }
 
-Program::Plans& Program::add_plans(const LinearShape& shape) {
-    const auto [entry, is_new] = plans_.try_emplace(shape);
-    if (is_new) {
-        for (int index = 0; index < kPlans; ++index) {
-            entry->second[static_cast<size_t>(index)] =
-                kernels_.default_plan(std::get<Format>(shape), int64_t{1} << index);
-        }
+// The place of a shape among shapes_.
+size_t Program::add_plans(const LinearShape& shape) {
+    const auto found = std::find(shapes_.begin(), shapes_.end(), shape);
+    if (found != shapes_.end()) return static_cast<size_t>(found - shapes_.begin());
+    Plans plans;
+    for (int index = 0; index < kPlans; ++index) {
+        plans[static_cast<size_t>(index)] =
+            kernels_.default_plan(std::get<Format>(shape), int64_t{1} << index);
     }
-    return entry->second;
+    auto table = std::make_shared<PlanTable>(*plans_);
+    table->push_back(plans);
+    plans_ = std::move(table);
+    shapes_.push_back(shape);
+    return shapes_.size() - 1;
+}
+
+size_t Program::index_of(const LinearShape& shape) const {
+    const auto found = std::find(shapes_.begin(), shapes_.end(), shape);
+    if (found == shapes_.end()) throw std::invalid_argument("no linear has this shape");
+    return static_cast<size_t>(found - shapes_.begin());
 }
 
 std::vector<LinearShape> Program::linear_shapes() const {
-    std::vector<LinearShape> shapes;
-    for (const auto& [shape, plans] : plans_) shapes.push_back(shape);
+    std::vector<LinearShape> shapes = shapes_;
+    std::sort(shapes.begin(), shapes.end());
     return shapes;
 }
 
 const LinearPlan& Program::plan(const LinearShape& shape, int64_t rows) const {
-    const auto found = plans_.find(shape);
-    if (found == plans_.end()) throw std::invalid_argument("no linear has this shape");
-    return found->second[static_cast<size_t>(plan_index(rows))];
+    return (*plans_)[index_of(shape)][static_cast<size_t>(plan_index(rows))];
 }
 
 void Program::set_plan(const LinearShape& shape, int64_t rows, const LinearPlan& plan) {
@@ -95,12 +104,13 @@ void Program::set_plan(const LinearShape& shape, int64_t rows, const LinearPlan&
         throw std::invalid_argument("no kernel computes " + std::to_string(plan.most_rows) +
                                     " rows of this format at once");
     }
-    if (plan.chunk_rows < 1) {
-        throw std::invalid_argument("chunk_rows must be >= 1, not " +
-                                    std::to_string(plan.chunk_rows));
+    if (plan.chunk_rows < 1 || plan.chunk_rows > kMostChunkRows) {
+        throw std::invalid_argument("chunk_rows must be in [1, " + std::to_string(kMostChunkRows) +
+                                    "], not " + std::to_string(plan.chunk_rows));
     }
-    this->plan(shape, rows);  // throws where there is none
-    plans_[shape][static_cast<size_t>(plan_index(rows))] = plan;
+    auto table = std::make_shared<PlanTable>(*plans_);
+    (*table)[index_of(shape)][static_cast<size_t>(plan_index(rows))] = plan;
+    plans_ = std::move(table);
 }
 
 int64_t Program::most_rows(const LinearShape& shape) const {
@@ -118,13 +128,15 @@ int64_t Program::run_linears(ThreadPool& pool, const LinearShape& shape, int64_t
         check_size("rows", rows, row_count(call.rows, capacity_));
         calls.push_back(call);
         calls.back().scratch = scratch_;
+        calls.back().plans = (*plans_)[index_of(shape)].data();
     }
     if (calls.empty()) throw std::invalid_argument("no linear has this shape");
     check_scratch();
     const auto done = static_cast<int64_t>(calls.size());
     const auto count = static_cast<int32_t>(rows);
     pool.run(std::make_shared<ThreadPool::Job>(
-        [self = shared_from_this(), calls, step = Step{count, 0, count}](Worker& worker) {
+        [self = shared_from_this(), plans = plans_, calls,
+         step = Step{count, 0, count}](Worker& worker) {
             for (const LinearCall& call : calls) {
                 if (worker.late()) return;
                 self->kernels_.linear(call, step, worker);
@@ -167,8 +179,8 @@ void Program::add(const Embed& call) {
                       check_range("token_ids", t, call.token_ids[t], call.table.n);
                   }
               });
-    add_operation("embed", [run = kernels_.embed, call](const Step& step, Worker& worker, uint8_t*) {
-        run(call, step, worker);
+    add_operation("embed", [run = kernels_.embed, call](const Run& given, Worker& worker) {
+        run(call, given.step, worker);
     });
 }
 
@@ -180,14 +192,13 @@ void Program::add(const Norm& call, const char* name) {
             }
         });
     }
-    add_operation(name, [run = kernels_.norm, call](const Step& step, Worker& worker, uint8_t*) {
-        run(call, step, worker);
+    add_operation(name, [run = kernels_.norm, call](const Run& given, Worker& worker) {
+        run(call, given.step, worker);
     });
 }
 
-void Program::add(const LinearCall& unplanned) {
-    LinearCall call = unplanned;
-    call.plans = add_plans(shape_of(call)).data();
+void Program::add(const LinearCall& call) {
+    const size_t plans = add_plans(shape_of(call));
     linears_.push_back(call);
     const Matrix& weight = call.weight;
     const int64_t tiles = (weight.n + kTileRows - 1) / kTileRows;
@@ -199,11 +210,11 @@ void Program::add(const LinearCall& unplanned) {
     }
     const std::string name =
         "linear " + std::to_string(call.weight.n) + "x" + std::to_string(call.weight.k);
-    add_operation(name, [run = kernels_.linear, call](const Step& step, Worker& worker,
-                                                      uint8_t* scratch) {
+    add_operation(name, [run = kernels_.linear, call, plans](const Run& given, Worker& worker) {
         LinearCall placed = call;
-        placed.scratch = scratch;
-        run(placed, step, worker);
+        placed.scratch = given.scratch;
+        placed.plans = (*given.plans)[plans].data();
+        run(placed, given.step, worker);
     });
 }
 
@@ -221,8 +232,8 @@ void Program::add(const Rotary& call) {
                       check_range("positions", t, call.positions[t], call.max_position);
                   }
               });
-    add_operation("rotary", [run = kernels_.rotary, call](const Step& step, Worker& worker, uint8_t*) {
-        run(call, step, worker);
+    add_operation("rotary", [run = kernels_.rotary, call](const Run& given, Worker& worker) {
+        run(call, given.step, worker);
     });
 }
 
@@ -237,10 +248,10 @@ void Program::add(const Attention& call) {
     attention_scratch_bytes_ =
         std::max(attention_scratch_bytes_, partials * int64_t{sizeof(float)});
     const auto operation = [call](auto run) {
-        return [run, call](const Step& step, Worker& worker, uint8_t* scratch) {
+        return [run, call](const Run& given, Worker& worker) {
             Attention placed = call;
-            placed.partials = reinterpret_cast<float*>(scratch);
-            run(placed, step, worker);
+            placed.partials = reinterpret_cast<float*>(given.scratch);
+            run(placed, given.step, worker);
         };
     };
     add_operation("attention", operation(kernels_.attention));
@@ -248,8 +259,8 @@ void Program::add(const Attention& call) {
 }
 
 void Program::add(const Activation& call) {
-    add_operation("activation", [run = kernels_.activation, call](const Step& step, Worker& worker, uint8_t*) {
-        run(call, step, worker);
+    add_operation("activation", [run = kernels_.activation, call](const Run& given, Worker& worker) {
+        run(call, given.step, worker);
     });
 }
 
@@ -262,11 +273,10 @@ void Program::add(const LowRank& call) {
                       if (adapter != -1) check_range("adapter_of_token", t, adapter, call.adapters);
                   }
               });
-    add_operation("low rank", [run = kernels_.low_rank, call](const Step& step, Worker& worker,
-                                                              uint8_t* scratch) {
+    add_operation("low rank", [run = kernels_.low_rank, call](const Run& given, Worker& worker) {
         LowRank placed = call;
-        placed.narrow = reinterpret_cast<float*>(scratch);
-        run(placed, step, worker);
+        placed.narrow = reinterpret_cast<float*>(given.scratch);
+        run(placed, given.step, worker);
     });
 }
 
@@ -282,17 +292,19 @@ void Program::run(ThreadPool& pool, const Step& step) {
     check_scratch();
     for (const auto& [key, check] : checks_) check(step);
     pool.run(std::make_shared<ThreadPool::Job>(
-        [self = shared_from_this(), step](Worker& worker) { self->replay(step, worker); }));
+        [self = shared_from_this(), given = Run{step, scratch_, plans_}](Worker& worker) {
+            self->replay(given, worker);
+        }));
 }
 
-void Program::replay(const Step& step, Worker& worker) {
+void Program::replay(const Run& run, Worker& worker) {
     using Clock = std::chrono::steady_clock;
     const bool timed = profiling_ && worker.index() == 0;
     auto before = Clock::now();
     for (size_t i = 0; i < operations_.size(); ++i) {
         if (worker.late()) return;
         worker.expect(operations_[i].next);
-        operations_[i].run(step, worker, scratch_);
+        operations_[i].run(run, worker);
         worker.next_phase();
         if (timed) {
             const auto after = Clock::now();

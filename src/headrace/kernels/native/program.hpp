@@ -62,19 +62,27 @@ class Program : public std::enable_shared_from_this<Program> {
     std::vector<std::pair<std::string, double>> profile() const;
 
   private:
-    using Call = std::function<void(const Step&, Worker&, uint8_t* scratch)>;
+    using Plans = std::array<LinearPlan, kPlans>;
+    using PlanTable = std::vector<Plans>;  // as shapes_ names them
+    // What a run was given: a late worker still reads it when the next has other plans.
+    struct Run {
+        Step step;
+        uint8_t* scratch;
+        std::shared_ptr<const PlanTable> plans;
+    };
+    using Call = std::function<void(const Run&, Worker&)>;
     struct Operation {
         std::string name;
         Call run;
         Upcoming next;  // the weights of the linear that comes after it
     };
-    using Plans = std::array<LinearPlan, kPlans>;
     using Check = std::function<void(const Step&)>;
 
     void add_operation(std::string name, Call run);
-    Plans& add_plans(const LinearShape& shape);
+    size_t add_plans(const LinearShape& shape);
+    size_t index_of(const LinearShape& shape) const;
     void check_scratch() const;
-    void replay(const Step& step, Worker& worker);
+    void replay(const Run& run, Worker& worker);
     void add_check(std::string key, Check check);
 
     const KernelTable& kernels_;
@@ -83,7 +91,8 @@ class Program : public std::enable_shared_from_this<Program> {
     std::map<std::string, Check> checks_;
     uint8_t* scratch_ = nullptr;
     std::vector<LinearCall> linears_;
-    std::map<LinearShape, Plans> plans_;
+    std::vector<LinearShape> shapes_;
+    std::shared_ptr<const PlanTable> plans_ = std::make_shared<PlanTable>();
     int64_t most_narrow_rows_ = 0;
     int64_t attention_scratch_bytes_ = 0;
     int64_t given_scratch_ = 0;
