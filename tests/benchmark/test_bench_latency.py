@@ -173,3 +173,34 @@ def test_bad_input_is_one_line_status_2_and_no_record(tmp_path, capsys, argument
     assert says in error
     assert "\n" not in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_decode_step_on_a_cpu_is_told_apart_by_operation(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    short = ("--warmups", "0", "--settle", "0", "--runs", "1", "--out", str(path))
+    assert bench("--decode", "1x16", "--profile", "2x16", *short) == 0
+    record = load_record(path)
+    rows = {
+        row.conditions["operation"]: row
+        for row in record.rows
+        if row.metric == "decode_operation_us"
+    }
+    linears = {"qkv", "output", "gate and up", "down", "head"}
+    others = {"attention", "norms", "rotation, cache", "embedding", "Python and sampling"}
+    assert set(rows) == linears | others
+    assert all(row.batch == 2 and row.context == 16 for row in rows.values())
+    assert all(rows[name].value > 0 for name in linears)
+    floors = {name: row.conditions.get("floor_us") for name, row in rows.items()}
+    assert {name for name, floor in floors.items() if floor is not None} == linears | {"attention"}
+    # [3072, 576] against [576, 1536], in the same format.
+    assert floors["gate and up"] == pytest.approx(2 * float(str(floors["down"])), rel=0.01)
+    assert next(row.value for row in record.rows if row.metric == "read_rate") > 0
+
+
+def test_a_profile_is_refused_where_nothing_can_tell_operations_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = ("--decode", "1x16", "--profile", "1x16", "--out", str(tmp_path))
+    assert bench("--backend", "torch", *case) == 2
+    assert "--profile needs a GPU or --backend native: torch runs on" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -17,7 +17,7 @@ from headrace.link.errors import ConfigurationError
 from headrace.link.sampling import SamplingParams
 from headrace.modeling.activations import Activations
 from headrace.modeling.adapters.adapter_set import NO_ADAPTER, AdapterSet
-from headrace.modeling.backends.backend import Backend, CapturesGraphs
+from headrace.modeling.backends.backend import Backend, CapturesGraphs, TimesCalls
 from headrace.modeling.batch import ScheduledTokens, StepSize, write_batch
 from headrace.modeling.decoder import Decoder
 from headrace.modeling.sampling.choices import HasTokenChoices
@@ -289,6 +289,11 @@ class ModelRunner:
             self.set_row(0, SamplingParams(decoder_input_details=True), [0] * longest)
             self.execute([ScheduledTokens(0, 0, [0] * longest, samples=True)])
             self.clear_row(0)
+
+    @property
+    def timed_programs(self) -> list[TimesCalls]:
+        """What computes a step without adapters, where it can time its calls."""
+        return [program for program in (self._body, self._head) if isinstance(program, TimesCalls)]
 
     def capture_graphs(self) -> None:
         """Capture what the backend can replay; nothing where it cannot."""

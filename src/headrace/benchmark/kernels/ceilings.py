@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -26,22 +28,40 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, threads: int) -> 
     """
     on_gpu = device.type != "cpu"
     timer = ColdTimer(device)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        # Of a smaller array a part is read from caches.
-        source = torch.ones(1 << (29 if on_gpu else 28), dtype=torch.float32, device=device)
-        bandwidth = source.nbytes / min(timer.seconds(source.sum, _RUNS))
-        if on_gpu:
-            target = torch.empty_like(source)
-            copied = 2 * source.nbytes / min(timer.seconds(lambda: target.copy_(source), _RUNS))
-            bandwidth = max(bandwidth, copied)
+    with _torch_threads(threads):
+        bandwidth = _bandwidth(timer, device)
         # torch has no fast bf16 on some CPUs, where kernels widen it and multiply in float32.
         kinds = {dtype} if on_gpu else {dtype, torch.float32}
         rate = max(_product_rate(timer, device, kind) for kind in kinds)
+    return Ceilings(bandwidth, rate)
+
+
+def measure_bandwidth(device: torch.device, threads: int) -> float:
+    """Bytes a second, as ``measure_ceilings`` measures them."""
+    with _torch_threads(threads):
+        return _bandwidth(ColdTimer(device), device)
+
+
+@contextlib.contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
     finally:
         torch.set_num_threads(before)
-    return Ceilings(bandwidth, rate)
+
+
+def _bandwidth(timer: ColdTimer, device: torch.device) -> float:
+    on_gpu = device.type != "cpu"
+    # Of a smaller array a part is read from caches.
+    source = torch.ones(1 << (29 if on_gpu else 28), dtype=torch.float32, device=device)
+    bandwidth = source.nbytes / min(timer.seconds(source.sum, _RUNS))
+    if on_gpu:
+        target = torch.empty_like(source)
+        copied = 2 * source.nbytes / min(timer.seconds(lambda: target.copy_(source), _RUNS))
+        bandwidth = max(bandwidth, copied)
+    return bandwidth
 
 
 def _product_rate(timer: ColdTimer, device: torch.device, dtype: torch.dtype) -> float:

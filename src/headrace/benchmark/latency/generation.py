@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.link.sampling import SamplingParams
+from headrace.modeling.backends.backend import TimesCalls
 from headrace.modeling.runner import ModelRunner, PendingStep, ScheduledTokens
 
 Prompts = npt.NDArray[np.int32]
@@ -41,6 +42,11 @@ class BatchGenerator:
         self._runner = runner
         self._most_in_flight = most_in_flight
         self._random = np.random.default_rng(seed)
+
+    @property
+    def timed_programs(self) -> list[TimesCalls]:
+        """What computes a step, where it can time its calls."""
+        return self._runner.timed_programs
 
     def prepare(self, batch: int, length: int, sampling: SamplingParams = _GREEDY) -> None:
         """Give every row blocks for ``length`` tokens and a sampler, greedy unless told."""

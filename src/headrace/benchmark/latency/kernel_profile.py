@@ -14,14 +14,12 @@ from headrace.benchmark.latency.operation_shares import (
     KernelTime,
     OperationShare,
     floors,
+    operation_row,
     shares,
 )
-from headrace.benchmark.record import Condition, Row, median_row
+from headrace.benchmark.record import Row, median_row
 from headrace.checkpoint.config import ModelConfig
 from headrace.hardware.rates import measure_rates
-
-METRIC = "decode_operation_us"
-"""Of a row: one operation of a decode step, all layers together."""
 
 _STEPS = 16
 _ITEMSIZE = 2
@@ -40,7 +38,12 @@ def profile_cases(engine: MeasuredEngine, cases: Sequence[tuple[int, int]]) -> l
     rows = _rate_rows(rates)
     for batch, context in cases:
         found = profile_decode(engine.generator, engine.config, batch, context, _ITEMSIZE, rates)
-        rows += _rows(found, batch, context)
+        rows += [
+            operation_row(
+                share.operation, [share.microseconds], share.floor_microseconds, batch, context
+            )
+            for share in found
+        ]
     return rows
 
 
@@ -80,27 +83,6 @@ def profile_decode(
     mean_context = context + length - 1 - (_STEPS - 1) / 2
     least = floors(config, batch, mean_context, itemsize, rates)
     return shares(part, _STEPS, least)
-
-
-def _rows(found: Sequence[OperationShare], batch: int, context: int) -> list[Row]:
-    rows = []
-    for share in found:
-        conditions: dict[str, Condition] = {"operation": share.operation}
-        if share.floor_microseconds is not None:
-            conditions["floor_us"] = round(share.floor_microseconds, 2)
-        value = round(share.microseconds, 2)
-        rows.append(
-            Row(
-                metric=METRIC,
-                value=value,
-                unit="us",
-                samples=[value],
-                batch=batch,
-                context=context,
-                conditions=conditions,
-            )
-        )
-    return rows
 
 
 def _rate_rows(rates: DeviceRates) -> list[Row]:

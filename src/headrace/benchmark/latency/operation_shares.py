@@ -10,7 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from headrace.benchmark.record import Condition, Row, median_row
 from headrace.checkpoint.config import ModelConfig
+
+METRIC = "decode_operation_us"
+"""Of a row: one operation of a decode step, all layers together."""
 
 GAPS = "between kernels"
 _PRODUCT = "product"
@@ -148,3 +152,15 @@ def shares(
         for operation, total in operation_times(kernels).items()
     ]
     return sorted(found, key=lambda share: -share.microseconds)
+
+
+def operation_row(
+    operation: str, samples: Sequence[float], floor: float | None, batch: int, context: int
+) -> Row:
+    """A row of one operation; samples and floor in microseconds a step."""
+    conditions: dict[str, Condition] = {"operation": operation}
+    if floor is not None:
+        conditions["floor_us"] = round(floor, 2)
+    rounded = [round(sample, 2) for sample in samples]
+    facts = {"batch": batch, "context": context, "conditions": conditions}
+    return median_row(METRIC, rounded, "us", **facts)

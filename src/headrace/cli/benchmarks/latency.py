@@ -42,7 +42,7 @@ _BATCHES = (1, 2, 4, 8, 16, 32, 64)
 )
 @click.option("--tuning", default="auto", help="auto, or library: the vendor's GEMMs. [auto]")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens of one step.")
-@click.option("--profile", default="", metavar="CASES", help="A decode step's GPU operations too.")
+@click.option("--profile", default="", metavar="CASES", help="A decode step's operations too.")
 @seed_option
 @out_option
 def command(
@@ -66,6 +66,7 @@ def command(
     for 8) / 128; prefill_ms the time of one new token; decode_total_ms the time from the first new
     token to --decode-length more. Prompts are fresh random ids every time, decoding is greedy.
     """
+    from headrace.benchmark.latency.call_profile import profile_calls
     from headrace.benchmark.latency.cases import grid, named_cases, pairs_of, profiled_cases
     from headrace.benchmark.latency.engine import EngineOptions, prepare_engine
     from headrace.benchmark.latency.kernel_profile import profile_cases
@@ -73,6 +74,7 @@ def command(
     from headrace.benchmark.record import own_record, record_path
     from headrace.benchmark.tables import latency_tables, operations_table
     from headrace.cli.benchmarks.terminal import live_progress, wide_console
+    from headrace.hardware.processor import usable_cores
     from headrace.link.errors import ConfigurationError
 
     console = wide_console()
@@ -83,8 +85,10 @@ def command(
     repeats = Repeats(warmups, settle, prefill_runs or runs, runs)
     with console.status(f"loading {options.model or 'the built-in model'}"):
         engine = prepare_engine(options, cases)
-    if profiled and not engine.measured.on_gpu:
-        raise ConfigurationError("--profile lists GPU kernels: this runs on the CPU")
+    if profiled and not (engine.measured.on_gpu or engine.generator.timed_programs):
+        raise ConfigurationError(
+            f"--profile needs a GPU or --backend native: {engine.backend} runs on the CPU here"
+        )
     name = Path(options.model).name.lower() if options.model else "builtin"
     device = engine.measured
     path = record_path(out, device.name, f"latency-{name}")
@@ -97,7 +101,10 @@ def command(
     for table in latency_tables(rows):
         console.print(table)
     if profiled:
-        operations = profile_cases(engine, profiled)
+        if engine.measured.on_gpu:
+            operations = profile_cases(engine, profiled)
+        else:
+            operations = profile_calls(engine, profiled, options.threads or usable_cores())
         console.print(operations_table(operations))
         rows += operations
     own_record(

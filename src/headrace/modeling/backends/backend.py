@@ -39,6 +39,20 @@ class CapturesGraphs(Protocol):
         """Capture them, over the buffers and caches as they are now."""
 
 
+@runtime_checkable
+class TimesCalls(Protocol):
+    """A program that can say what each of its calls takes."""
+
+    def set_profiling(self, on: bool) -> None:
+        """Start to add up each call's time, from zero, or stop."""
+
+    def profile(self) -> list[tuple[str, float]]:
+        """Name and seconds of each call, in order, since profiling was turned on."""
+
+    def linear_bytes(self) -> dict[str, float]:
+        """Name of a linear, as ``profile`` has it, to the bytes of its weights."""
+
+
 class Backend(Protocol):
     """A device with its operations. Outside ``compile`` an operation computes at once."""
 

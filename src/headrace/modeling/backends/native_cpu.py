@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from headrace.kernels import native
+from headrace.kernels.native.layouts import BITS_A_WEIGHT
 from headrace.kernels.native.memory import gather_into_huge_pages
 from headrace.kernels.tuning.cpu_tuner import CpuLinearTuner, TunedLinear
 from headrace.link.errors import ConfigurationError
@@ -50,6 +51,13 @@ class NativeProgram:
     def profile(self) -> list[tuple[str, float]]:
         """Name and seconds of each call, in order, since profiling was turned on."""
         return list(self._program.profile())
+
+    def linear_bytes(self) -> dict[str, float]:
+        """Name of a linear, as ``profile`` has it, to the bytes of its weights."""
+        return {
+            f"linear {n}x{k}": n * k * BITS_A_WEIGHT[kind] / 8
+            for kind, n, k, _ in self._program.linear_shapes()
+        }
 
 
 class NativeCpuBackend:
