@@ -23,13 +23,12 @@ struct FormatConstant {
     static constexpr Format value = format;
 };
 
-
 // The most rows that one pass over a tile serves, where nobody has measured. The registers hold 12
 // rows (or, with an int32 and a float32 sum of each in a block format, 6), which is best where
 // weights come from memory: then every pass beyond the first waits for nothing, and block formats
-// gain by 8 rows although they spill. With many rows the weights are cached, and what counts is that
-// the packed rows are (8 rows) and that nothing spills (6). AVX2 has half the registers, of half the
-// width: 4 rows, and 6 where sums of products stay in int16.
+// gain by 8 rows with their float32 sums in memory. With many rows the weights are cached, and what
+// counts is that the packed rows are (8 rows) and that sums stay in registers (6). AVX2 has half the
+// registers, of half the width: 4 rows, and 6 where sums of products stay in int16.
 constexpr int32_t usual_rows([[maybe_unused]] Format format, [[maybe_unused]] int64_t rows) {
 #if defined(__AVX512F__)
     const bool many = rows > 64;

@@ -220,7 +220,7 @@ Multiply multiply_for(int padded) {
     }
 }
 
-Multiply multiply_for(Format format, int padded) {
+inline Multiply multiply_for(Format format, int padded) {
     switch (format) {
         case Format::float32: return multiply_for<Dense<Format::float32, Float32>>(padded);
         case Format::bfloat16: return multiply_for<Dense<Format::bfloat16, BFloat16>>(padded);
