@@ -11,7 +11,8 @@ import torch
 
 from headrace.hardware.device import resolve_device
 from headrace.hardware.memory import _control_group_bytes_left, available_bytes
-from headrace.hardware.processor import _quota_cores, usable_cores
+from headrace.hardware import processor as processors
+from headrace.hardware.processor import _quota_cores, processor, usable_cores
 from headrace.link.errors import ConfigurationError
 
 
@@ -52,6 +53,27 @@ def test_control_group_memory(tmp_path: Path, limit: str, used: int, left: int |
     (tmp_path / "memory.max").write_text(f"{limit}\n")
     (tmp_path / "memory.current").write_text(f"{used}\n")
     assert _control_group_bytes_left(tmp_path) == left
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "model", "name"),
+    [
+        ("AuthenticAMD", 23, 1, "zen1"),
+        ("AuthenticAMD", 23, 0x31, "zen2"),
+        ("AuthenticAMD", 25, 1, "zen3"),
+        ("AuthenticAMD", 25, 0x11, "zen4"),
+        ("AuthenticAMD", 26, 2, "zen5"),
+        ("GenuineIntel", 6, 207, "emeraldrapids"),
+        ("GenuineIntel", 6, 1, "some-cpu"),
+    ],
+)
+def test_processors_of_one_name_are_told_apart_by_generation(
+    monkeypatch: pytest.MonkeyPatch, vendor: str, family: int, model: int, name: str
+) -> None:
+    first = {"vendor_id": vendor, "cpu family": str(family), "model": str(model)}
+    first["model name"] = "Some CPU"
+    monkeypatch.setattr(processors, "_cpuinfo", lambda: (first, 2))
+    assert processor() == f"Some CPU ({name}), 2 CPUs"
 
 
 def test_threads_stay_within_affinity() -> None:

@@ -15,6 +15,9 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _ZEN4 = (1, 6, 7, 10)
 """High digits of the model numbers of AMD's family 25 that are Zen 4; the others are Zen 3."""
 
+_FIRST_ZEN2 = 3
+"""The same digit of family 23, from which on a processor is Zen 2; those before are Zen 1."""
+
 _INTEL = {85: "cascadelake", 106: "icelake", 143: "sapphirerapids", 207: "emeraldrapids"}
 
 
@@ -65,7 +68,12 @@ def _microarchitecture() -> str:
     if vendor == "GenuineIntel":
         known = _INTEL.get(model) if family == 6 else None
     else:
-        zen = {23: "zen2", 25: "zen4" if model >> 4 in _ZEN4 else "zen3", 26: "zen5"}
+        high = model >> 4
+        zen = {
+            23: "zen2" if high >= _FIRST_ZEN2 else "zen1",
+            25: "zen4" if high in _ZEN4 else "zen3",
+            26: "zen5",
+        }
         known = zen.get(family)
     return known or _slug(first["model name"])
 

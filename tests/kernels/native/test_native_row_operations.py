@@ -63,6 +63,19 @@ def test_silu_mul(backend: NativeCpuBackend, dtype: torch.dtype, width: int) -> 
     close(out, expected, dtype)
 
 
+def test_silu_mul_of_gates_that_are_as_large_as_numbers_get(
+    backend: NativeCpuBackend, dtype: torch.dtype
+) -> None:
+    """A sigmoid that is nearly 0 would be seen beside them: it has to be 0."""
+    gates = torch.tensor([-3e38, -1e36, -1e4, -89.0, -88.0, -80.0, 80.0, 89.0, 1e4, 3e38])
+    gates = torch.cat([gates, torch.tensor([float("inf"), -float("inf")])])
+    gate_up = torch.cat([gates, torch.ones(12)])[None].to(dtype)
+    out, expected = torch.empty(1, 12, dtype=dtype), torch.empty(1, 12, dtype=dtype)
+    silu_mul(gate_up, expected)
+    backend.operations.silu_mul(gate_up, out)
+    close(out, expected, dtype)
+
+
 @pytest.mark.parametrize("kind", ["dense", "Q4_0", "Q4_1", "Q8_0"])
 def test_embedding(
     backend: NativeCpuBackend,

@@ -118,7 +118,7 @@ def decoder_error(traits: GpuTraits, adapted: bool, config: ModelConfig = CONFIG
     reader = SharedReader(config, dtype)
     operations = TritonOperations(device, dtype, None, traits)
     operations.tuner.freeze()
-    tokens = torch.randint(0, CONFIG.vocab_size, (20,)).tolist()
+    tokens = torch.randint(0, CONFIG.vocab_size, (22,)).tolist()
     reference = TorchBackend(device, torch.float32).operations
     logits, expected = (
         logits_of_steps(ops, reader, tokens, random_updates(ops) if adapted else None)

@@ -105,10 +105,9 @@ def _floors(
     """Operation to the microseconds that reading its weights, or the cache, takes."""
     config = engine.config
     cached = 2 * batch * context * config.kv_size * _KV_BYTES[engine.kv]
-    least = {"attention": 1e6 * config.num_layers * cached / rate}
+    read: dict[str, float] = defaultdict(float)
+    read["attention"] = config.num_layers * cached
     for program in engine.generator.timed_programs:
-        for call, size in program.linear_bytes().items():
-            operation = names.get(call, call)
-            layers = 1 if operation == "head" else config.num_layers
-            least[operation] = 1e6 * layers * size / rate
-    return least
+        for call, size in program.linear_bytes():
+            read[names.get(call, call)] += size
+    return {operation: 1e6 * size / rate for operation, size in read.items()}

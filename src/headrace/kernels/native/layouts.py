@@ -18,9 +18,6 @@ BLOCK_FORMATS = {"Q4_0": "q4_0", "Q4_1": "q4_1", "Q8_0": "q8_0"}
 """GGUF types that are computed as they are, and the names of their formats; K-quants are repacked
 to these (``modeling.loading.gguf_repack``)."""
 
-BITS_A_WEIGHT = {"float32": 32.0, "bfloat16": 16.0, "q8_0": 8.5, "q4_0": 4.5, "q4_1": 5.0}
-"""Of each format as it lies in memory, scales and minimums included."""
-
 _HEADER_HALVES = {"Q4_0": 1, "Q4_1": 2, "Q8_0": 1}
 
 

@@ -326,6 +326,9 @@ class PyProgram {
 
     void set_profiling(bool on) { program_->set_profiling(on); }
     std::vector<std::pair<std::string, double>> profile() const { return program_->profile(); }
+    std::vector<std::pair<std::string, int64_t>> linear_bytes() const {
+        return program_->linear_bytes();
+    }
 
   private:
     // Every piece lies inside `down` and `up`; an adapter's rows are consecutive. The most of them.
@@ -453,7 +456,8 @@ NB_MODULE(_native, module) {
         .def("run_linears", &PyProgram::run_linears, "pool"_a, "shape"_a, "rows"_a,
              "most_calls"_a, nb::call_guard<nb::gil_scoped_release>())
         .def("set_profiling", &PyProgram::set_profiling, "on"_a)
-        .def("profile", &PyProgram::profile);
+        .def("profile", &PyProgram::profile)
+        .def("linear_bytes", &PyProgram::linear_bytes);
 
     bind_sampling(module);
 }

@@ -49,6 +49,10 @@ void check_pages(const Attention& call, int64_t max_rows, const Step& step) {
     }
 }
 
+std::string linear_name(const Matrix& weight) {
+    return "linear " + std::to_string(weight.n) + "x" + std::to_string(weight.k);
+}
+
 LinearShape shape_of(const LinearCall& call) {
     return {call.weight.format, call.weight.n, call.weight.k, call.gated};
 }
@@ -67,10 +71,10 @@ void Program::limit_sampled(int64_t rows) {
     capacity_.sampled = static_cast<int32_t>(std::min<int64_t>(capacity_.sampled, rows));
 }
 
-// The place of a shape among shapes_.
+// The place of a shape among shapes_, which has it from now on.
 size_t Program::add_plans(const LinearShape& shape) {
-    const auto found = std::find(shapes_.begin(), shapes_.end(), shape);
-    if (found != shapes_.end()) return static_cast<size_t>(found - shapes_.begin());
+    const size_t place = find(shape);
+    if (place < shapes_.size()) return place;
     Plans plans;
     for (int index = 0; index < kPlans; ++index) {
         plans[static_cast<size_t>(index)] =
@@ -80,19 +84,34 @@ size_t Program::add_plans(const LinearShape& shape) {
     table->push_back(plans);
     plans_ = std::move(table);
     shapes_.push_back(shape);
-    return shapes_.size() - 1;
+    return place;
+}
+
+// The place of a shape among shapes_; their number where it is none of them.
+size_t Program::find(const LinearShape& shape) const {
+    return static_cast<size_t>(std::find(shapes_.begin(), shapes_.end(), shape) - shapes_.begin());
 }
 
 size_t Program::index_of(const LinearShape& shape) const {
-    const auto found = std::find(shapes_.begin(), shapes_.end(), shape);
-    if (found == shapes_.end()) throw std::invalid_argument("no linear has this shape");
-    return static_cast<size_t>(found - shapes_.begin());
+    const size_t place = find(shape);
+    if (place == shapes_.size()) throw std::invalid_argument("no linear has this shape");
+    return place;
 }
 
 std::vector<LinearShape> Program::linear_shapes() const {
     std::vector<LinearShape> shapes = shapes_;
     std::sort(shapes.begin(), shapes.end());
     return shapes;
+}
+
+std::vector<std::pair<std::string, int64_t>> Program::linear_bytes() const {
+    std::vector<std::pair<std::string, int64_t>> result;
+    for (const LinearCall& call : linears_) {
+        const Matrix& weight = call.weight;
+        const int64_t tiles = (weight.n + kTileRows - 1) / kTileRows;
+        result.emplace_back(linear_name(weight), tiles * tile_bytes(weight.format, weight.k));
+    }
+    return result;
 }
 
 const LinearPlan& Program::plan(const LinearShape& shape, int64_t rows) const {
@@ -122,13 +141,14 @@ int64_t Program::most_rows(const LinearShape& shape) const {
 
 int64_t Program::run_linears(ThreadPool& pool, const LinearShape& shape, int64_t rows,
                              int64_t most_calls) {
+    const Plans& shape_plans = (*plans_)[index_of(shape)];
     std::vector<LinearCall> calls;
     for (const LinearCall& call : linears_) {
         if (shape_of(call) != shape || static_cast<int64_t>(calls.size()) == most_calls) continue;
         check_size("rows", rows, row_count(call.rows, capacity_));
         calls.push_back(call);
         calls.back().scratch = scratch_;
-        calls.back().plans = (*plans_)[index_of(shape)].data();
+        calls.back().plans = shape_plans.data();
     }
     if (calls.empty()) throw std::invalid_argument("no linear has this shape");
     check_scratch();
@@ -208,9 +228,7 @@ void Program::add(const LinearCall& call) {
         if (before->next.data != nullptr) break;
         before->next = upcoming;
     }
-    const std::string name =
-        "linear " + std::to_string(call.weight.n) + "x" + std::to_string(call.weight.k);
-    add_operation(name, [run = kernels_.linear, call, plans](const Run& given, Worker& worker) {
+    add_operation(linear_name(weight), [run = kernels_.linear, call, plans](const Run& given, Worker& worker) {
         LinearCall placed = call;
         placed.scratch = given.scratch;
         placed.plans = (*given.plans)[plans].data();

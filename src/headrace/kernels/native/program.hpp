@@ -60,6 +60,8 @@ class Program : public std::enable_shared_from_this<Program> {
     // While on, run() adds up the time of each call as worker 0 sees it.
     void set_profiling(bool on);
     std::vector<std::pair<std::string, double>> profile() const;
+    // Of each linear, its name in the profile and the bytes of its weights.
+    std::vector<std::pair<std::string, int64_t>> linear_bytes() const;
 
   private:
     using Plans = std::array<LinearPlan, kPlans>;
@@ -80,6 +82,7 @@ class Program : public std::enable_shared_from_this<Program> {
 
     void add_operation(std::string name, Call run);
     size_t add_plans(const LinearShape& shape);
+    size_t find(const LinearShape& shape) const;
     size_t index_of(const LinearShape& shape) const;
     void check_scratch() const;
     void replay(const Run& run, Worker& worker);

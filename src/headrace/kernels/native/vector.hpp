@@ -338,11 +338,11 @@ HEADRACE_INLINE Floats exponential(Floats x) {
     return scale_by_power_of_two(power, n);
 }
 
-// g * sigmoid(g) * u, as SwiGLU wants it (arXiv:2002.05202). From -87 down the sigmoid is below what
-// float32 holds at full precision.
+// g * sigmoid(g) * u, as SwiGLU wants it (arXiv:2002.05202), the sigmoid as e^g / (1 + e^g): exactly
+// 0 where e^g is, however large g may be.
 HEADRACE_INLINE Floats silu_mul(Floats gate, Floats up) {
-    const Floats opposite = minimum(broadcast(87.0f), sub(zeros(), gate));
-    const Floats sigmoid = reciprocal(add(broadcast(1.0f), exponential(opposite)));
+    const Floats power = exponential(minimum(broadcast(87.0f), gate));
+    const Floats sigmoid = mul(power, reciprocal(add(broadcast(1.0f), power)));
     return mul(mul(gate, sigmoid), up);
 }
 

@@ -49,8 +49,8 @@ class TimesCalls(Protocol):
     def profile(self) -> list[tuple[str, float]]:
         """Name and seconds of each call, in order, since profiling was turned on."""
 
-    def linear_bytes(self) -> dict[str, float]:
-        """Name of a linear, as ``profile`` has it, to the bytes of its weights."""
+    def linear_bytes(self) -> list[tuple[str, int]]:
+        """Name, as ``profile`` has it, and bytes of the weights of each linear."""
 
 
 class Backend(Protocol):

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from headrace.kernels import native
-from headrace.kernels.native.layouts import BITS_A_WEIGHT
 from headrace.kernels.native.memory import gather_into_huge_pages
 from headrace.kernels.tuning.cpu_tuner import CpuLinearTuner, TunedLinear
 from headrace.link.errors import ConfigurationError
@@ -52,12 +51,9 @@ class NativeProgram:
         """Name and seconds of each call, in order, since profiling was turned on."""
         return list(self._program.profile())
 
-    def linear_bytes(self) -> dict[str, float]:
-        """Name of a linear, as ``profile`` has it, to the bytes of its weights."""
-        return {
-            f"linear {n}x{k}": n * k * BITS_A_WEIGHT[kind] / 8
-            for kind, n, k, _ in self._program.linear_shapes()
-        }
+    def linear_bytes(self) -> list[tuple[str, int]]:
+        """Name, as ``profile`` has it, and bytes of the weights of each linear."""
+        return list(self._program.linear_bytes())
 
 
 class NativeCpuBackend:
