@@ -9,9 +9,9 @@ import psutil
 import pytest
 import torch
 
+from headrace.hardware import processor as processors
 from headrace.hardware.device import resolve_device
 from headrace.hardware.memory import _control_group_bytes_left, available_bytes
-from headrace.hardware import processor as processors
 from headrace.hardware.processor import _quota_cores, processor, usable_cores
 from headrace.link.errors import ConfigurationError
 
