@@ -1,17 +1,9 @@
 // Activations as linears want them: in blocks of rows, each with its chunks of 32 columns.
 #pragma once
 
-#include "outliers.hpp"
+#include "block_quantizer.hpp"
 
 namespace headrace::HEADRACE_ISA {
-
-#if defined(__AVX512F__)
-constexpr bool kBiasedOffset = true;  // dot_biased leaves 128 * sum(signed) to take off
-#else
-constexpr bool kBiasedOffset = false;
-#endif
-constexpr uint32_t kLargestFinite = 0x7f7fffff;
-constexpr float kSmallestMaximum = 1e-30f; // blocks below are quantized to zeros
 
 constexpr bool is_dense(Format format) {
     return format == Format::float32 || format == Format::bfloat16;
@@ -70,122 +62,57 @@ HEADRACE_INLINE void pack_dense(const RowSource<X>& source, int64_t column, uint
     }
 }
 
-constexpr int kBlockVectors = kBlock / kWidth;
-
-HEADRACE_INLINE uint32_t largest_magnitude(const Floats (&values)[kBlockVectors]) {
-    Ints magnitude = broadcast_int(0);
-    HEADRACE_UNROLL for (int i = 0; i < kBlockVectors; ++i) {
-        magnitude = max_ints(magnitude, bits_and(as_ints(values[i]), broadcast_int(0x7fffffff)));
-    }
-    return static_cast<uint32_t>(reduce_max_ints(magnitude));
-}
-
-HEADRACE_INLINE bool dominates(float maximum, const Floats (&values)[kBlockVectors]) {
-    Floats squares = zeros();
-    HEADRACE_UNROLL for (int i = 0; i < kBlockVectors; ++i) {
-        squares = fma(values[i], values[i], squares);
-    }
-    return 2.0f * maximum * maximum > reduce_add(squares);
-}
-
-// An element that was taken out of a block.
-struct Outlier {
-    int column;  // of the block; negative: none was
-    float value;
-};
-
-// Takes the first element of magnitude `maximum` out of `values`.
-HEADRACE_INLINE Outlier take_out(Floats (&values)[kBlockVectors], float maximum) {
-    alignas(64) float elements[kBlock];
-    for (int i = 0; i < kBlockVectors; ++i) store(elements + i * kWidth, values[i]);
-    int index = 0;
-    while (index < kBlock - 1 && __builtin_fabsf(elements[index]) != maximum) ++index;
-    const Outlier outlier{index, elements[index]};
-    elements[index] = 0.0f;
-    for (int i = 0; i < kBlockVectors; ++i) values[i] = load(elements + i * kWidth);
-    return outlier;
-}
-
-// 32 elements as signed bytes, the scale that gives them back, and what the kernel of the format
-// wants beside it: a float or an int32. Returns the element that was taken out, if any.
-template <class X>
-HEADRACE_INLINE Outlier pack_block(Format format, const RowSource<X>& source, int64_t column,
-                                   uint8_t* target) {
-    auto* quants = reinterpret_cast<int8_t*>(target);
-    Outlier outlier{-1, 0.0f};
-    Floats values[kBlockVectors];
-    HEADRACE_UNROLL for (int i = 0; i < kBlockVectors; ++i) {
-        values[i] = source.load(column + i * kWidth);
-    }
-    uint32_t bits = largest_magnitude(values);
-    float maximum = __builtin_bit_cast(float, bits);
-    if (bits <= kLargestFinite && maximum >= kSmallestMaximum && dominates(maximum, values)) {
-        outlier = take_out(values, maximum);
-        bits = largest_magnitude(values);
-        maximum = __builtin_bit_cast(float, bits);
-    }
-    float scale = 0.0f;
-    int32_t sum = 0;
-    if (bits > kLargestFinite || maximum < kSmallestMaximum) {
-        __builtin_memset(quants, 0, kBlock);
-        if (bits > kLargestFinite) scale = __builtin_nanf("");
-    } else {
-        const Floats inverse = broadcast(127.0f / maximum);
-        Ints total = broadcast_int(0);
-        HEADRACE_UNROLL for (int i = 0; i < kBlock / kWidth; ++i) {
-            const Ints rounded = to_ints(mul(values[i], inverse));
-            store_bytes(quants + i * kWidth, rounded);
-            total = add_ints(total, rounded);
-        }
-        sum = reduce_add_ints(total);
-        scale = maximum / 127.0f;
-    }
-    uint32_t beside = 0;
-    if (format == Format::q4_1) {
-        beside = __builtin_bit_cast(uint32_t, scale * static_cast<float>(sum));
-    } else if (format == Format::q4_0) {
-        beside = static_cast<uint32_t>(-8 * sum);
-    } else if (kBiasedOffset) {
-        beside = static_cast<uint32_t>(-128 * sum);
-    }
-    __builtin_memcpy(target + kBlock, &scale, 4);
-    __builtin_memcpy(target + kBlock + 4, &beside, 4);
-    return outlier;
-}
-
 // Piece `piece` of the columns of the block of rows that begins with row `first`, and behind the
-// block's chunks its outliers; rows past the step's are zeros.
+// block's chunks its outliers; rows past the step's are zeros. `pack(source, column, row,
+// target)` takes one chunk of one row.
+template <class X, class Pack>
+HEADRACE_INLINE void pack_chunks(const LinearCall& call, const RowBlocks& blocks, int64_t first,
+                                 int64_t piece, uint8_t* block, Pack&& pack) {
+    const int64_t k = call.weight.k;
+    const int padded = blocks.padded(first);
+    const int64_t chunk_bytes = packed_chunk_bytes(call.weight.format);
+    const int64_t begin = piece * kPieceColumns, left = k - begin;
+    const int64_t end = left < kPieceColumns ? k : begin + kPieceColumns;
+    uint8_t* target = block + begin / kBlock * chunk_bytes * padded;
+    for (int64_t column = begin; column < end; column += kBlock) {
+        for (int row = 0; row < padded; ++row, target += chunk_bytes) {
+            if (first + row < blocks.rows) {
+                pack(RowSource<X>(call, first + row), column, row, target);
+            } else {
+                __builtin_memset(target, 0, static_cast<size_t>(chunk_bytes));
+            }
+        }
+    }
+}
+
 template <class X>
 void pack_piece_of(const LinearCall& call, const RowBlocks& blocks, int64_t first, int64_t piece,
                    uint8_t* block) {
     const Format format = call.weight.format;
-    const int64_t k = call.weight.k;
-    const int padded = blocks.padded(first);
-    const int64_t chunk_bytes = packed_chunk_bytes(format);
-    const int64_t begin = piece * kPieceColumns, left = k - begin;
-    const int64_t end = left < kPieceColumns ? k : begin + kPieceColumns;
-    uint8_t* target = block + begin / kBlock * chunk_bytes * padded;
-    OutlierPiece* outliers =
-        is_dense(format) ? nullptr : outlier_piece(block, format, k, padded, piece);
-    if (outliers != nullptr) outliers->clear();
-    for (int64_t column = begin; column < end; column += kBlock) {
-        for (int row = 0; row < padded; ++row, target += chunk_bytes) {
-            if (first + row >= blocks.rows) {
-                __builtin_memset(target, 0, static_cast<size_t>(chunk_bytes));
-                continue;
+    using Source = RowSource<X>;
+    const auto pack = [&](auto&& chunk) {
+        pack_chunks<X>(call, blocks, first, piece, block, chunk);
+    };
+    if (format == Format::float32) {
+        pack([](const Source& source, int64_t column, int, uint8_t* target) {
+            pack_dense<Float32>(source, column, target);
+        });
+    } else if (format == Format::bfloat16) {
+        pack([](const Source& source, int64_t column, int, uint8_t* target) {
+            pack_dense<BFloat16>(source, column, target);
+        });
+    } else {
+        OutlierPiece* outliers =
+            outlier_piece(block, format, call.weight.k, blocks.padded(first), piece);
+        BlockQuantizer quantizer(format, *outliers);
+        pack([&](const Source& source, int64_t column, int row, uint8_t* target) {
+            Floats values[kBlockVectors];
+            HEADRACE_UNROLL for (int i = 0; i < kBlockVectors; ++i) {
+                values[i] = source.load(column + i * kWidth);
             }
-            const RowSource<X> source(call, first + row);
-            if (format == Format::float32) {
-                pack_dense<Float32>(source, column, target);
-            } else if (format == Format::bfloat16) {
-                pack_dense<BFloat16>(source, column, target);
-            } else {
-                const Outlier outlier = pack_block(format, source, column, target);
-                if (outlier.column < 0) continue;
-                const int within = static_cast<int>(column - begin) + outlier.column;
-                outliers->add(row, within, outlier.value);
-            }
-        }
+            quantizer.take(values, row, static_cast<int>(column - piece * kPieceColumns), target);
+        });
+        quantizer.flush();
     }
 }
 

@@ -1,4 +1,4 @@
-// Some of a vector's lanes, and sums of vectors in float64.
+// Some of a vector's lanes, vectors combined lane by lane, and sums of vectors in float64.
 #pragma once
 
 #include "vector.hpp"
@@ -29,6 +29,26 @@ HEADRACE_INLINE Floats choose(Mask mask, Floats chosen, Floats other) {
 HEADRACE_INLINE int pack_lanes(float* p, Mask mask, Floats v) {
     store(p, _mm512_maskz_compress_ps(mask, v));
     return __builtin_popcount(mask);
+}
+
+// Lane i: all lanes of v[i] combined, in an order that is the same for every i.
+template <class Combine>
+HEADRACE_INLINE Ints combine_each(const Ints (&v)[kWidth], const Combine& combine) {
+    Ints pairs[8], quads[4], octets[2];
+    HEADRACE_UNROLL for (int i = 0; i < 8; ++i) {
+        pairs[i] = combine(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]),
+                           _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+    }
+    HEADRACE_UNROLL for (int i = 0; i < 4; ++i) {
+        quads[i] = combine(_mm512_unpacklo_epi64(pairs[2 * i], pairs[2 * i + 1]),
+                           _mm512_unpackhi_epi64(pairs[2 * i], pairs[2 * i + 1]));
+    }
+    HEADRACE_UNROLL for (int i = 0; i < 2; ++i) {
+        octets[i] = combine(_mm512_shuffle_i32x4(quads[2 * i], quads[2 * i + 1], 0x88),
+                            _mm512_shuffle_i32x4(quads[2 * i], quads[2 * i + 1], 0xdd));
+    }
+    return combine(_mm512_shuffle_i32x4(octets[0], octets[1], 0x88),
+                   _mm512_shuffle_i32x4(octets[0], octets[1], 0xdd));
 }
 
 struct WideSum {
@@ -72,6 +92,22 @@ HEADRACE_INLINE int pack_lanes(float* p, Mask mask, Floats v) {
     }
     store(p, load(packed));
     return count;
+}
+
+// Lane i: all lanes of v[i] combined, in an order that is the same for every i.
+template <class Combine>
+HEADRACE_INLINE Ints combine_each(const Ints (&v)[kWidth], const Combine& combine) {
+    Ints pairs[4], quads[2];
+    HEADRACE_UNROLL for (int i = 0; i < 4; ++i) {
+        pairs[i] = combine(_mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]),
+                           _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+    }
+    HEADRACE_UNROLL for (int i = 0; i < 2; ++i) {
+        quads[i] = combine(_mm256_unpacklo_epi64(pairs[2 * i], pairs[2 * i + 1]),
+                           _mm256_unpackhi_epi64(pairs[2 * i], pairs[2 * i + 1]));
+    }
+    return combine(_mm256_permute2x128_si256(quads[0], quads[1], 0x20),
+                   _mm256_permute2x128_si256(quads[0], quads[1], 0x31));
 }
 
 struct WideSum {
