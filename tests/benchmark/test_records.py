@@ -135,6 +135,7 @@ def test_names_begin_with_the_device(tmp_path: Path) -> None:
         ("NVIDIA GeForce RTX 4090", "nvidia-geforce-rtx-4090"),
         ("AMD EPYC (zen3), 2 CPUs", "cpu-zen3"),
         ("AMD EPYC (zen4), 2 CPUs", "cpu-zen4"),
+        ("Intel Xeon (emeraldrapids), 2 of 16 CPUs", "cpu-emeraldrapids"),
     ],
 )
 def test_short_names_of_devices(device: str, slug: str) -> None:

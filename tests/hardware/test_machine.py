@@ -73,7 +73,15 @@ def test_processors_of_one_name_are_told_apart_by_generation(
     first = {"vendor_id": vendor, "cpu family": str(family), "model": str(model)}
     first["model name"] = "Some CPU"
     monkeypatch.setattr(processors, "_cpuinfo", lambda: (first, 2))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     assert processor() == f"Some CPU ({name}), 2 CPUs"
+
+
+def test_a_share_of_a_processor_is_named_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = {"vendor_id": "AuthenticAMD", "cpu family": "25", "model": "17", "model name": "Big"}
+    monkeypatch.setattr(processors, "_cpuinfo", lambda: (whole, 16))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 4})
+    assert processor() == "Big (zen4), 2 of 16 CPUs"
 
 
 def test_threads_stay_within_affinity() -> None:

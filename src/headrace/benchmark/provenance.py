@@ -15,7 +15,7 @@ from pathlib import Path
 import headrace
 
 _GPU = re.compile(r"\b(MI\d{3}[AX]?|[A-Z]{1,3}\d{2,4}[A-Z]?)\b")
-_CPU = re.compile(r"\(([a-z0-9-]+)\), \d+ CPUs$")
+_CPU = re.compile(r"\(([a-z0-9-]+)\), (?:\d+ of )?\d+ CPUs$")
 _GIT_SECONDS = 10
 
 

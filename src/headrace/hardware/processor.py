@@ -24,19 +24,26 @@ _INTEL = {85: "cascadelake", 106: "icelake", 143: "sapphirerapids", 207: "emeral
 def processor() -> str:
     """The CPU's name, its microarchitecture and the number of CPUs: ``AMD EPYC (zen4), 2 CPUs``.
 
-    A hypervisor gives processors of several generations one name.
+    Where this process may use some of them only, both numbers: ``2 of 16 CPUs``. A hypervisor gives
+    processors of several generations one name.
     """
     first, count = _cpuinfo()
     name = first.get("model name") or platform.processor() or platform.machine()
-    return f"{name} ({_microarchitecture()}), {count} CPUs"
+    usable = _affinity() or count
+    share = f"{usable} of " if usable < count else ""
+    return f"{name} ({_microarchitecture()}), {share}{count} CPUs"
 
 
 def usable_cores() -> int:
     """Physical cores that this process may use: the least of cores, affinity and quota."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     physical = psutil.cpu_count(logical=False)
-    counts = [count for count in (affinity, physical, _quota_cores()) if count]
+    counts = [count for count in (_affinity(), physical, _quota_cores()) if count]
     return max(1, min(counts, default=1))
+
+
+def _affinity() -> int | None:
+    """CPUs that the system lets this process run on; ``None``: unknown."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _quota_cores(path: Path = _QUOTA) -> int | None:
