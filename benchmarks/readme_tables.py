@@ -307,9 +307,9 @@ def picture_is_current() -> bool:
     return PICTURE.exists() and records_digest(PICTURED).encode() in PICTURE.read_bytes()
 
 
-def avx2_table() -> str:
-    """headrace and llama.cpp on a CPU without AVX-512."""
-    records = load("cpu-zen3-headrace"), load("cpu-zen3-llama.cpp")
+def beside_llama_cpp(processor: str) -> str:
+    """headrace and llama.cpp on one CPU, one after the other in one run."""
+    records = load(f"{processor}-headrace"), load(f"{processor}-llama.cpp")
     lines = ["| | headrace | llama.cpp | |", "|---|---|---|---|"]
     for what, metric, batches in (
         ("decode, tok/s at batch", "output_tokens_per_s", (1, 8, 32)),
@@ -367,7 +367,11 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "table: operations": gpu_operations_table,
         "table: start": gpu_start_table,
     },
-    "docs/cpu.md": {"table: avx2": avx2_table, "table: larger shapes": larger_shapes_table},
+    "docs/cpu.md": {
+        "table: avx2": partial(beside_llama_cpp, "cpu-zen3"),
+        "table: emerald rapids": partial(beside_llama_cpp, "cpu-emeraldrapids"),
+        "table: larger shapes": larger_shapes_table,
+    },
     "docs/fit.md": {"table: memory": memory_table},
     "docs/finetuning-speed.md": {
         "table: reference": partial(speed_table, "h100-finetune", "h100-finetune-peft"),
