@@ -31,25 +31,19 @@ HEADRACE_INLINE int pack_lanes(float* p, Mask mask, Floats v) {
     return __builtin_popcount(mask);
 }
 
-// Lane i: all lanes of v[i] combined, in an order that is the same for every i.
-template <class Combine>
-HEADRACE_INLINE Ints combine_each(const Ints (&v)[kWidth], const Combine& combine) {
-    Ints pairs[8], quads[4], octets[2];
-    HEADRACE_UNROLL for (int i = 0; i < 8; ++i) {
-        pairs[i] = combine(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]),
-                           _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
-    }
-    HEADRACE_UNROLL for (int i = 0; i < 4; ++i) {
-        quads[i] = combine(_mm512_unpacklo_epi64(pairs[2 * i], pairs[2 * i + 1]),
-                           _mm512_unpackhi_epi64(pairs[2 * i], pairs[2 * i + 1]));
-    }
-    HEADRACE_UNROLL for (int i = 0; i < 2; ++i) {
-        octets[i] = combine(_mm512_shuffle_i32x4(quads[2 * i], quads[2 * i + 1], 0x88),
-                            _mm512_shuffle_i32x4(quads[2 * i], quads[2 * i + 1], 0xdd));
-    }
-    return combine(_mm512_shuffle_i32x4(octets[0], octets[1], 0x88),
-                   _mm512_shuffle_i32x4(octets[0], octets[1], 0xdd));
-}
+// The elements of two vectors that `low` puts beside each other, and those that it leaves to `high`.
+struct Singles {
+    HEADRACE_INLINE Ints low(Ints a, Ints b) { return _mm512_unpacklo_epi32(a, b); }
+    HEADRACE_INLINE Ints high(Ints a, Ints b) { return _mm512_unpackhi_epi32(a, b); }
+};
+struct Doubles {
+    HEADRACE_INLINE Ints low(Ints a, Ints b) { return _mm512_unpacklo_epi64(a, b); }
+    HEADRACE_INLINE Ints high(Ints a, Ints b) { return _mm512_unpackhi_epi64(a, b); }
+};
+struct Quads {
+    HEADRACE_INLINE Ints low(Ints a, Ints b) { return _mm512_shuffle_i32x4(a, b, 0x88); }
+    HEADRACE_INLINE Ints high(Ints a, Ints b) { return _mm512_shuffle_i32x4(a, b, 0xdd); }
+};
 
 struct WideSum {
     __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
@@ -94,21 +88,19 @@ HEADRACE_INLINE int pack_lanes(float* p, Mask mask, Floats v) {
     return count;
 }
 
-// Lane i: all lanes of v[i] combined, in an order that is the same for every i.
-template <class Combine>
-HEADRACE_INLINE Ints combine_each(const Ints (&v)[kWidth], const Combine& combine) {
-    Ints pairs[4], quads[2];
-    HEADRACE_UNROLL for (int i = 0; i < 4; ++i) {
-        pairs[i] = combine(_mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]),
-                           _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
-    }
-    HEADRACE_UNROLL for (int i = 0; i < 2; ++i) {
-        quads[i] = combine(_mm256_unpacklo_epi64(pairs[2 * i], pairs[2 * i + 1]),
-                           _mm256_unpackhi_epi64(pairs[2 * i], pairs[2 * i + 1]));
-    }
-    return combine(_mm256_permute2x128_si256(quads[0], quads[1], 0x20),
-                   _mm256_permute2x128_si256(quads[0], quads[1], 0x31));
-}
+// The elements of two vectors that `low` puts beside each other, and those that it leaves to `high`.
+struct Singles {
+    HEADRACE_INLINE Ints low(Ints a, Ints b) { return _mm256_unpacklo_epi32(a, b); }
+    HEADRACE_INLINE Ints high(Ints a, Ints b) { return _mm256_unpackhi_epi32(a, b); }
+};
+struct Doubles {
+    HEADRACE_INLINE Ints low(Ints a, Ints b) { return _mm256_unpacklo_epi64(a, b); }
+    HEADRACE_INLINE Ints high(Ints a, Ints b) { return _mm256_unpackhi_epi64(a, b); }
+};
+struct Quads {
+    HEADRACE_INLINE Ints low(Ints a, Ints b) { return _mm256_permute2x128_si256(a, b, 0x20); }
+    HEADRACE_INLINE Ints high(Ints a, Ints b) { return _mm256_permute2x128_si256(a, b, 0x31); }
+};
 
 struct WideSum {
     __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
@@ -125,6 +117,28 @@ struct WideSum {
 };
 
 #endif
+
+// Half as many vectors, whose lanes each combine two of one of `v`.
+template <class Parts, int N, class Combine>
+HEADRACE_INLINE void halve(const Ints (&v)[N], const Combine& combine, Ints (&halves)[N / 2]) {
+    HEADRACE_UNROLL for (int i = 0; i < N / 2; ++i) {
+        halves[i] = combine(Parts::low(v[2 * i], v[2 * i + 1]), Parts::high(v[2 * i], v[2 * i + 1]));
+    }
+}
+
+// Lane i: all lanes of v[i] combined, in an order that is the same for every i.
+template <class Combine>
+HEADRACE_INLINE Ints combine_each(const Ints (&v)[kWidth], const Combine& combine) {
+    Ints pairs[kWidth / 2], quads[kWidth / 4], octets[kWidth / 8];
+    halve<Singles>(v, combine, pairs);
+    halve<Doubles>(pairs, combine, quads);
+    halve<Quads>(quads, combine, octets);
+    if constexpr (kWidth == 8) {
+        return octets[0];
+    } else {
+        return combine(Quads::low(octets[0], octets[1]), Quads::high(octets[0], octets[1]));
+    }
+}
 
 HEADRACE_INLINE float reduce_min(Floats v) { return -reduce_max(sub(zeros(), v)); }
 

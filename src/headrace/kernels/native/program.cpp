@@ -228,12 +228,13 @@ void Program::add(const LinearCall& call) {
         if (before->next.data != nullptr) break;
         before->next = upcoming;
     }
-    add_operation(linear_name(weight), [run = kernels_.linear, call, plans](const Run& given, Worker& worker) {
+    const auto run_placed = [run = kernels_.linear, call, plans](const Run& given, Worker& worker) {
         LinearCall placed = call;
         placed.scratch = given.scratch;
         placed.plans = (*given.plans)[plans].data();
         run(placed, given.step, worker);
-    });
+    };
+    add_operation(linear_name(weight), run_placed);
 }
 
 void Program::add(const Rotary& call) {
