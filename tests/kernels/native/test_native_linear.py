@@ -133,6 +133,33 @@ def test_a_dominant_activation_costs_its_block_no_precision(
     torch.testing.assert_close(actual - alone, without, rtol=0.0, atol=bound)
 
 
+@pytest.mark.parametrize("rows", [1, 6, 33, 130])
+@pytest.mark.parametrize("apart", [0, 1])
+def test_every_block_may_have_a_dominant_activation(
+    backend: NativeCpuBackend,
+    dtype: torch.dtype,
+    rows: int,
+    apart: int,
+    random_blocks: RandomBlocks,
+) -> None:
+    """In a column that all rows share, or (``apart``) in as many columns as there are."""
+    torch.manual_seed(0)
+    part = random_blocks(70, 672, "Q4_1")
+    weight = backend.operations.pack_linear([part], None)
+    x = torch.randn(rows, 672)
+    for row in range(rows):
+        for block in range(21):
+            x[row, 32 * block + (apart * row + block) % 32] = 100.0
+    x = x.to(dtype)
+    actual = torch.empty(rows, 70)
+    backend.operations.linear(x, weight, actual)
+    wide = dequantize(part, torch.float32)
+    # A dominant element is exact; of the others a step of the scale is a 40th of their size.
+    rest = x.float().masked_fill(x > 50, 0)
+    error = (actual - x.float() @ wide.T).norm(dim=1) / (rest @ wide.T).norm(dim=1)
+    assert float(error.max()) < 0.02
+
+
 def test_parts_are_stacked(backend: NativeCpuBackend, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     parts: list[WeightPart] = [torch.randn(n, 64).to(dtype) for n in (7, 40, 1)]

@@ -20,8 +20,9 @@ void activate(const Activation& call, const Step& step, Worker& worker) {
         const auto* up = gate + width;
         auto* out = static_cast<typename D::Storage*>(call.out) + row * width;
         for (int64_t i = first; i < last; i += kWidth) {
-            const Floats g = load_first<D>(gate + i, last - i), u = load_first<D>(up + i, last - i);
-            store_first<D>(out + i, silu_mul(g, u), last - i);
+            Floats g[] = {load_first<D>(gate + i, last - i)};
+            silu_mul(g, {load_first<D>(up + i, last - i)});
+            store_first<D>(out + i, g[0], last - i);
         }
     }
 }

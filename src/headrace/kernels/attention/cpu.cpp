@@ -21,6 +21,7 @@ class RowBlockAttention {
     // Groups of positions that are scored together: few rows would wait for their own sums, and many
     // would load a unit of a query for each product.
     static constexpr int kJoint = kWidth == 8 ? 1 : R <= 6 ? kTile / kGroup : 2;
+    static constexpr int kJointWeights = 4;
 
   public:
     RowBlockAttention(const Attention& call, const RowBlock& block, const RowBlock& next)
@@ -128,11 +129,17 @@ class RowBlockAttention {
         state_.raise_maxima(scores_);
         for (int r = 0; r < R; ++r) {
             Floats total = zeros();
-            HEADRACE_UNROLL for (int i = 0; i < kTile; i += kWidth) {
-                const Floats weight =
-                    exponential(sub(load(scores_[r] + i), broadcast(state_.maxima[r])));
-                total = add(total, weight);
-                D::store_floats(weights_[r] + i, weight);
+            HEADRACE_UNROLL for (int i = 0; i < kTile; i += kJointWeights * kWidth) {
+                Floats weights[kJointWeights];
+                HEADRACE_UNROLL for (int j = 0; j < kJointWeights; ++j) {
+                    weights[j] =
+                        sub(load(scores_[r] + i + j * kWidth), broadcast(state_.maxima[r]));
+                }
+                exponentials(weights);
+                HEADRACE_UNROLL for (int j = 0; j < kJointWeights; ++j) {
+                    total = add(total, weights[j]);
+                    D::store_floats(weights_[r] + i + j * kWidth, weights[j]);
+                }
             }
             state_.add_weights(r, total);
         }

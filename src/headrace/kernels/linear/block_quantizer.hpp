@@ -28,11 +28,11 @@ HEADRACE_INLINE Ints magnitude_of(const Floats (&values)[kBlockVectors]) {
 
 // Writes 32 bytes, the scale that gives the elements back, and what the kernel of the format wants
 // beside it: a float or an int32. Dominant elements go to the piece's outliers.
+template <class Outliers>
 class BlockQuantizer {
   public:
-    BlockQuantizer(Format format, OutlierPiece& outliers) : format_(format), outliers_(outliers) {
-        outliers.clear();
-    }
+    BlockQuantizer(Format format, Outliers& outliers)
+        : format_(format), outliers_(outliers) {}
 
     // The block of row `row` that begins with column `column` of the piece; written at the latest
     // by `flush`.
@@ -137,7 +137,7 @@ class BlockQuantizer {
     }
 
     const Format format_;
-    OutlierPiece& outliers_;
+    Outliers& outliers_;
     int count_ = 0;
     Ints magnitudes_[kWidth];
     Ints squares_[kWidth];

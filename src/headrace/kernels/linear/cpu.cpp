@@ -12,11 +12,22 @@
 namespace headrace::HEADRACE_ISA {
 namespace {
 
-constexpr int64_t kPrivateElements = 4096; // below, every worker packs for itself: no waiting
-// Packed bytes of that many elements, whole pieces of padded rows included.
+// Below, every worker packs for itself, all columns as one piece: no waiting.
+constexpr int kPrivateElements = 4096;
+// Chunks of so many elements, those that K does not fill included.
+constexpr int kPrivateChunks = kPrivateElements / kBlock + kMostPackedRows;
 constexpr int64_t kPrivateBytes =
-    (kPrivateElements / kBlock + kMostPackedRows) * kBlock * 4 +
-    (kPrivateElements / kPieceColumns + 1 + kMostPackedRows) * outlier_piece_bytes(1);
+    kPrivateChunks * (packed_chunk_bytes(Format::float32) + outlier_row_bytes(1, 0)) +
+    kMostPackedRows * outlier_row_bytes(0, 1);
+using PrivateOutliers = OutlierCollector<kMostPackedRows, kPrivateChunks, kPrivateChunks>;
+
+// Few rows give many pieces, so that all workers pack; of many rows, longer runs are read.
+constexpr int kMostPieceChunks = 6;
+constexpr int piece_chunks(int64_t rows) {
+    return rows > kMostChunkRows ? kMostPieceChunks : kFewestPieceChunks;
+}
+using SharedOutliers =
+    OutlierCollector<kMostChunkRows, kMostPieceChunks, kMostChunkRows * kMostPieceChunks>;
 
 template <Format format>
 struct FormatConstant {
@@ -60,30 +71,55 @@ void store_sums(const LinearCall& call, int64_t row, int64_t rows, int64_t colum
 
 // Gate and up are rounded as if stored and read again: a step with adapters, which needs them apart,
 // gives other requests the same bits.
+template <class Out, int N>
+HEADRACE_INLINE void store_gated_vectors(const LinearCall& call, int64_t row, int64_t column,
+                                         const float* gates, const float* ups) {
+    const int64_t width = call.weight.n / 2;
+    Floats gate[N], up[N];
+    HEADRACE_UNROLL for (int i = 0; i < N; ++i) {
+        const int at = i * kWidth, within = at % kTileRows;
+        gate[i] = load(gates + at);
+        up[i] = load(ups + at);
+        if (call.bias != nullptr) {
+            gate[i] = add(gate[i], load(call.bias + column + within));
+            up[i] = add(up[i], load(call.bias + width + column + within));
+        }
+        gate[i] = Out::rounded(gate[i]);
+        up[i] = Out::rounded(up[i]);
+    }
+    silu_mul(gate, up);
+    HEADRACE_UNROLL for (int i = 0; i < N; ++i) {
+        const int at = i * kWidth;
+        auto* out = static_cast<typename Out::Storage*>(call.out) +
+                    (row + at / kTileRows) * width + column;
+        Out::store_floats(out + at % kTileRows, gate[i]);
+    }
+}
+
 template <class Out>
 void store_gated(const LinearCall& call, int64_t row, int64_t rows, int64_t column,
                  const float* gates, const float* ups) {
-    const int64_t width = call.weight.n / 2;
-    for (int64_t r = 0; r < rows; ++r, gates += kTileRows, ups += kTileRows) {
-        auto* out = static_cast<typename Out::Storage*>(call.out) + (row + r) * width + column;
-        for (int64_t i = 0; i < kTileRows; i += kWidth) {
-            Floats gate = load(gates + i), up = load(ups + i);
-            if (call.bias != nullptr) {
-                gate = add(gate, load(call.bias + column + i));
-                up = add(up, load(call.bias + width + column + i));
-            }
-            Out::store_floats(out + i, silu_mul(Out::rounded(gate), Out::rounded(up)));
-        }
+    constexpr int a_row = kTileRows / kWidth, joint = 4;
+    int64_t r = 0;
+    for (; r + joint / a_row <= rows; r += joint / a_row) {
+        store_gated_vectors<Out, joint>(call, row + r, column, gates + r * kTileRows,
+                                        ups + r * kTileRows);
+    }
+    for (; r < rows; ++r) {
+        store_gated_vectors<Out, a_row>(call, row + r, column, gates + r * kTileRows,
+                                        ups + r * kTileRows);
     }
 }
 
 // ---- the whole matrix -------------------------------------------------------------------------
 
-template <class Packed>
-void add_outliers(const Matrix& weight, const uint8_t* tile, const RowBlocks& blocks, int64_t first,
-                  int64_t stop, Packed&& packed, float* sums) {
+// Of the rows from `first` to `stop`.
+void add_products_of_outliers(const Matrix& weight, const uint8_t* tile, const PackedRows& packed,
+                              int64_t first, int64_t stop, float* sums) {
+    const auto piece = [&](int64_t i) -> const OutlierPiece* { return packed.outliers(first, i); };
     const auto add = [&](auto format) {
-        add_outliers<decltype(format)::value>(tile, weight.k, blocks, first, stop, packed, sums);
+        add_outliers<decltype(format)::value>(tile, stop - first, packed.pieces(),
+                                             packed.piece_chunks(), piece, sums);
     };
     switch (weight.format) {
         case Format::q8_0: return add(FormatConstant<Format::q8_0>{});
@@ -93,17 +129,16 @@ void add_outliers(const Matrix& weight, const uint8_t* tile, const RowBlocks& bl
     }
 }
 
-// The products of all rows with the tiles that this worker takes; `packed(row)` gives the packed
-// block of rows that begins with `row`.
-template <class Packed>
+// The products of all rows with the tiles that this worker takes; `prepare` is called before the
+// first.
+template <class Prepare>
 void multiply_tiles(const LinearCall& call, const LinearPlan& plan, const RowBlocks& blocks,
-                    Packed&& packed, Worker& worker) {
+                    const PackedRows& packed, Prepare&& prepare, Worker& worker) {
     const int64_t rows = blocks.rows;
-    const int64_t chunk_rows = (plan.chunk_rows + blocks.size - 1) / blocks.size * blocks.size;
+    const int64_t chunk_rows = packed.chunk_rows(), chunks = packed.row_chunks();
     const Matrix& weight = call.weight;
     const bool wide = call.out_type == Type::float32;
     const int64_t tiles = (weight.n + kTileRows - 1) / kTileRows / (call.gated ? 2 : 1);
-    const int64_t chunks = (rows + chunk_rows - 1) / chunk_rows;
     const int64_t size = tile_bytes(weight.format, weight.k);
     // Every block of rows fetches its part of the next tile.
     const int64_t passes = rows < chunk_rows ? blocks.count : chunk_rows / blocks.size;
@@ -113,27 +148,28 @@ void multiply_tiles(const LinearCall& call, const LinearPlan& plan, const RowBlo
     alignas(64) float sums[2][kMostChunkRows * kTileRows];
     int64_t begin = 0, end = 0;
     while (worker.take_run(tiles * chunks, begin, end)) {
+        prepare();
         for (int64_t task = begin; task < end; ++task) {
             const int64_t tile = plan.split_by_rows ? task % tiles : task / chunks;
             const int64_t first =
                 (plan.split_by_rows ? task / tiles : task % chunks) * chunk_rows;
-            const int64_t stop = first + chunk_rows < rows ? first + chunk_rows : rows;
+            const int64_t stop = packed.chunk_end(first);
             const uint8_t* data = weight.tiles + tile * size;
             const uint8_t* up = data + tiles * size;
             const int ahead_lines = tile + 1 < tiles ? lines : 0;
             int64_t ahead = size;
             for (int64_t row = first; row < stop; row += blocks.size, ahead += pass_bytes) {
-                const uint8_t* x = packed(row);
+                const uint8_t* x = packed.block(row);
                 const Multiply multiply = multiply_for(weight.format, blocks.padded(row));
                 const int64_t at = (row - first) * kTileRows;
                 multiply(data, x, weight.k, {data + ahead, ahead_lines}, sums[0] + at);
                 if (!call.gated) continue;
                 multiply(up, x, weight.k, {up + ahead, ahead_lines}, sums[1] + at);
             }
-            add_outliers(weight, data, blocks, first, stop, packed, sums[0]);
+            add_products_of_outliers(weight, data, packed, first, stop, sums[0]);
             const int64_t column = tile * kTileRows, left = weight.n - column;
             if (call.gated) {
-                add_outliers(weight, up, blocks, first, stop, packed, sums[1]);
+                add_products_of_outliers(weight, up, packed, first, stop, sums[1]);
                 (wide ? store_gated<Float32> : store_gated<BFloat16>)(
                     call, first, stop - first, column, sums[0], sums[1]);
             } else {
@@ -156,41 +192,33 @@ bool has_rows(Format format, int64_t rows) {
 
 void linear(const LinearCall& call, const Step& step, Worker& worker) {
     const int64_t rows = row_count(call.rows, step);
-    const Format format = call.weight.format;
     const int64_t k = call.weight.k;
     if (rows == 0) return;
     const LinearPlan& plan = call.plans[plan_index(rows)];
     const RowBlocks blocks(rows, plan.most_rows);
-    const int64_t pieces = piece_count(k);
     if (plan.packs_privately && blocks.count == 1 && blocks.last * k <= kPrivateElements) {
-        alignas(64) uint8_t packed[kPrivateBytes];
+        alignas(64) uint8_t scratch[kPrivateBytes];
+        const PackedRows packed(call.weight, blocks, plan.chunk_rows, PackedRows::chunk_count(k),
+                                scratch);
         bool is_packed = false;
-        multiply_tiles(
-            call, plan, blocks,
-            [&](int64_t) {
-                for (int64_t piece = 0; !is_packed && piece < pieces; ++piece) {
-                    pack_piece(call, blocks, 0, piece, packed);
-                }
-                is_packed = true;
-                return static_cast<const uint8_t*>(packed);
-            },
-            worker);
+        const auto prepare = [&] {
+            if (!is_packed) pack_piece<PrivateOutliers>(call, blocks, packed, 0, 0);
+            is_packed = true;
+        };
+        multiply_tiles(call, plan, blocks, packed, prepare, worker);
         return;
     }
+    const PackedRows packed(call.weight, blocks, plan.chunk_rows, piece_chunks(rows), call.scratch);
+    const int64_t pieces = packed.pieces();
     int64_t begin = 0, end = 0;
-    while (worker.take_run(blocks.count * pieces, begin, end)) {
+    while (worker.take_run(packed.row_chunks() * pieces, begin, end)) {
         for (int64_t task = begin; task < end; ++task) {
-            const int64_t first = task / pieces * blocks.size;
-            pack_piece(call, blocks, first, task % pieces,
-                       call.scratch + first * packed_row_bytes(format, k));
+            pack_piece<SharedOutliers>(call, blocks, packed,
+                                       task / pieces * packed.chunk_rows(), task % pieces);
         }
     }
     worker.next_phase();
-    const int64_t row_bytes = packed_row_bytes(format, k);
-    multiply_tiles(
-        call, plan, blocks,
-        [&](int64_t row) { return static_cast<const uint8_t*>(call.scratch) + row * row_bytes; },
-        worker);
+    multiply_tiles(call, plan, blocks, packed, [] {}, worker);
 }
 
 }  // namespace headrace::HEADRACE_ISA

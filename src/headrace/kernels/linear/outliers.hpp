@@ -3,7 +3,8 @@
 // An element with more than half of its block's sum of squares would leave the other 31 few of the
 // 255 steps that a byte has: it is taken out and multiplied in float32 by the dequantized weight
 // (mixed-precision decomposition, arXiv:2208.07339, a block and a row at a time). Rows share most of
-// the columns of such elements: a column is dequantized once for all rows that meet a tile.
+// the columns of such elements, so they are kept by column: a tile dequantizes a column once for all
+// rows that have it.
 #pragma once
 
 #include "kernel_table.hpp"
@@ -11,126 +12,166 @@
 
 namespace headrace::HEADRACE_ISA {
 
-constexpr int kPieceColumns = kPieceChunks * kBlock;
+// Outliers in the order in which a tile meets them: a chunk of 32 columns that has any is followed by
+// its columns, and a column by its elements.
+union OutlierItem {
+    struct {
+        int32_t index;
+        int32_t columns;
+    } chunk;
+    struct {
+        int32_t index;  // within the chunk
+        int32_t elements;
+    } column;
+    struct {
+        int32_t row;  // of those that meet a tile together
+        float value;
+    } element;
+};
+static_assert(sizeof(OutlierItem) == kOutlierItemBytes);
 
-static inline int64_t piece_count(int64_t k) { return (k + kPieceColumns - 1) / kPieceColumns; }
-
-// Where a block of `padded` packed rows has the outliers of its pieces.
-static inline int64_t outlier_offset(Format format, int64_t k, int padded) {
-    return (k + kBlock - 1) / kBlock * packed_chunk_bytes(format) * padded;
-}
-
-// The outliers of one piece of a block of rows, as they lie in memory: which columns there are, and
-// each with its row, by chunk and row. Every row has at most one a chunk.
+// The outliers of one piece of the columns of the rows that meet a tile together, as they lie in
+// memory. Chunks ascend, and a row has at most one element a chunk: it adds its products in the order
+// of K.
 struct OutlierPiece {
-    uint32_t columns[kPieceChunks];  // a bit a column
-    int32_t count;
+    int64_t chunks;
 
-    OutlierEntry* entries() { return reinterpret_cast<OutlierEntry*>(this + 1); }
-    const OutlierEntry* entries() const { return reinterpret_cast<const OutlierEntry*>(this + 1); }
-    void clear() {
-        for (uint32_t& bits : columns) bits = 0;
-        count = 0;
+    OutlierItem* items() { return reinterpret_cast<OutlierItem*>(this + 1); }
+    const OutlierItem* items() const { return reinterpret_cast<const OutlierItem*>(this + 1); }
+};
+static_assert(sizeof(OutlierPiece) == kOutlierItemBytes);
+
+// Gathers the outliers of one piece, of which every row has at most one a chunk. A piece has at most
+// `most_rows` rows, `most_chunks` chunks and `most_both` of chunks a row.
+template <int most_rows, int most_chunks, int most_both>
+class OutlierCollector {
+  public:
+    explicit OutlierCollector(int64_t chunks) : chunks_(chunks) {
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) columns_[chunk] = 0;
     }
-    void add(int row, int column, float value) {
-        columns[column / kBlock] |= uint32_t{1} << column % kBlock;
-        entries()[count++] = {static_cast<int16_t>(row), static_cast<int16_t>(column), value};
+
+    HEADRACE_INLINE_MEMBER void add(int row, int column, float value) {
+        const uint32_t bit = uint32_t{1} << column % kBlock;
+        uint32_t& columns = columns_[column / kBlock];
+        counts_[column] = (columns & bit) == 0 ? 1 : counts_[column] + 1;
+        columns |= bit;
+        found_[count_++] = {static_cast<int16_t>(row), static_cast<int16_t>(column), value};
     }
+
+    void write(OutlierPiece* piece) const {
+        OutlierItem* next = piece->items();
+        OutlierItem* elements[most_chunks * kBlock];
+        piece->chunks = 0;
+        for (int32_t chunk = 0; chunk < chunks_; ++chunk) {
+            if (columns_[chunk] == 0) continue;
+            ++piece->chunks;
+            (next++)->chunk = {chunk, __builtin_popcount(columns_[chunk])};
+            for (uint32_t left = columns_[chunk]; left != 0; left &= left - 1) {
+                const int index = __builtin_ctz(left), column = chunk * kBlock + index;
+                (next++)->column = {index, counts_[column]};
+                elements[column] = next;
+                next += counts_[column];
+            }
+        }
+        for (int i = 0; i < count_; ++i) {
+            const Found& found = found_[i];
+            (elements[found.column]++)->element = {found.row, found.value};
+        }
+    }
+
+  private:
+    struct Found {
+        int16_t row;
+        int16_t column;
+        float value;
+    };
+    static_assert(most_rows <= 255 && most_chunks * kBlock <= 32767);
+
+    const int64_t chunks_;
+    int count_ = 0;
+    uint32_t columns_[most_chunks];           // a bit a column
+    uint8_t counts_[most_chunks * kBlock];    // of columns whose bit is set
+    Found found_[most_both];
 };
 
-static inline OutlierPiece* outlier_piece(uint8_t* block, Format format, int64_t k, int padded,
-                                          int64_t piece) {
-    return reinterpret_cast<OutlierPiece*>(block + outlier_offset(format, k, padded) +
-                                           piece * outlier_piece_bytes(padded));
-}
-static inline const OutlierPiece* outlier_piece(const uint8_t* block, Format format, int64_t k,
-                                                int padded, int64_t piece) {
-    return outlier_piece(const_cast<uint8_t*>(block), format, k, padded, piece);
-}
-
-// One vector of the weights of column `k`, for the outputs of a tile from `output` on.
+// Dequantizes columns of one block of a tile.
 template <Format format>
-HEADRACE_INLINE Floats dequantized(const uint8_t* tile, int output, int32_t k) {
-    constexpr bool has_minimum = format == Format::q4_1;
-    const uint8_t* block = tile + k / kBlock * tile_bytes(format, kBlock);
-    const uint8_t* units = block + (has_minimum ? 128 : 64) + output * 4;
-    const int element = k % kBlock;
-    const Floats scale = load_half(block + output * 2);
-    if constexpr (format == Format::q8_0) {
-        const Ints unit = load_ints(units + element / 4 * kTileRows * 4);
-        const Ints quant = bits_and(shift_right(unit, element % 4 * 8), broadcast_int(0xff));
-        return mul(scale, sub(to_floats(quant), broadcast(128.0f)));
-    } else {
-        const Ints unit = load_ints(units + element % 16 / 4 * kTileRows * 4);
-        const int shift = element % 4 * 8 + (element < 16 ? 0 : 4);
-        const Ints quant = bits_and(shift_right(unit, shift), broadcast_int(0xf));
-        if constexpr (has_minimum) {
-            return fma(scale, to_floats(quant), load_half(block + 64 + output * 2));
-        } else {
-            return mul(scale, sub(to_floats(quant), broadcast(8.0f)));
+class BlockColumns {
+    static constexpr bool kHasMinimum = format == Format::q4_1;
+    static constexpr int kVectors = kTileRows / kWidth;
+
+  public:
+    explicit HEADRACE_INLINE_MEMBER BlockColumns(const uint8_t* block)
+        : units_(block + (kHasMinimum ? 128 : 64)) {
+        HEADRACE_UNROLL for (int v = 0; v < kVectors; ++v) {
+            scale_[v] = load_half(block + v * kWidth * 2);
+            least_[v] = zeros();
+            if (kHasMinimum) least_[v] = load_half(block + 64 + v * kWidth * 2);
         }
     }
-}
 
-// Adds the products of the outliers of a block of one row to `sums` of the outputs from `output` on.
-template <Format format, int V>
-HEADRACE_INLINE void add_outliers_of_row(const uint8_t* tile, int output, const uint8_t* block,
-                                         int64_t k, Floats (&sums)[V]) {
-    for (int64_t piece = 0; piece < piece_count(k); ++piece) {
-        const auto* own = outlier_piece(block, format, k, 1, piece);
-        for (int i = 0; i < own->count; ++i) {
-            const OutlierEntry& entry = own->entries()[i];
-            HEADRACE_UNROLL for (int v = 0; v < V; ++v) {
-                const Floats weight =
-                    dequantized<format>(tile, output + v * kWidth, entry.column);
-                sums[v] = fma(weight, broadcast(entry.value), sums[v]);
+    // The weights of one column.
+    HEADRACE_INLINE_MEMBER void get(int32_t column, Floats (&weights)[kVectors]) const {
+        constexpr bool bytes = format == Format::q8_0;
+        const uint8_t* unit = units_ + (bytes ? column : column % 16) / 4 * kTileRows * 4;
+        const int32_t nibble = bytes || column < 16 ? 0 : 4;
+        const Ints shift = broadcast_int(column % 4 * 8 + nibble);
+        const Ints mask = broadcast_int(bytes ? 0xff : 0xf);
+        HEADRACE_UNROLL for (int v = 0; v < kVectors; ++v) {
+            const Ints quants =
+                bits_and(shift_right(load_ints(unit + v * kWidth * 4), shift), mask);
+            if constexpr (kHasMinimum) {
+                weights[v] = fma(scale_[v], to_floats(quants), least_[v]);
+            } else {
+                const Ints offset = broadcast_int(bytes ? 128 : 8);
+                weights[v] = mul(scale_[v], to_floats(sub_ints(quants, offset)));
             }
         }
-        tile += kPieceChunks * tile_bytes(format, kBlock);
     }
-}
 
-// Adds the products of the outliers of the blocks of rows from `first` to `stop` with one tile to
-// sums[stop - first, padding included][32]; `packed(row)` gives the block that begins with `row`.
-// Blocks of one row have added their own.
-template <Format format, class Blocks, class Packed>
-void add_outliers(const uint8_t* tile, int64_t k, const Blocks& blocks, int64_t first, int64_t stop,
-                  Packed&& packed, float* sums) {
-    // Only the last block has fewer rows than the others.
-    if (blocks.padded(first) == 1) return;
-    if (blocks.padded(stop - 1 - (stop - 1 - first) % blocks.size) == 1) --stop;
-    alignas(64) float weights[kPieceColumns * kTileRows];
-    int32_t columns[kPieceColumns + kBlock];
-    for (int64_t piece = 0; piece < piece_count(k); ++piece) {
-        uint32_t all[kPieceChunks] = {};
-        for (int64_t row = first; row < stop; row += blocks.size) {
-            const auto* own = outlier_piece(packed(row), format, k, blocks.padded(row), piece);
-            for (int chunk = 0; chunk < kPieceChunks; ++chunk) all[chunk] |= own->columns[chunk];
-        }
-        int count = 0;
-        for (int chunk = 0; chunk < kPieceChunks; ++chunk) {
-            count += store_set_bits(columns + count, all[chunk], chunk * kBlock);
-        }
-        for (int i = 0; i < count; ++i) {
-            HEADRACE_UNROLL for (int output = 0; output < kTileRows; output += kWidth) {
-                store(weights + columns[i] * kTileRows + output,
-                      dequantized<format>(tile, output, columns[i]));
-            }
-        }
-        for (int64_t row = first; row < stop; row += blocks.size) {
-            const auto* own = outlier_piece(packed(row), format, k, blocks.padded(row), piece);
-            for (int i = 0; i < own->count; ++i) {
-                const OutlierEntry& entry = own->entries()[i];
-                float* sum = sums + (row - first + entry.row) * kTileRows;
-                const float* weight = weights + entry.column * kTileRows;
-                HEADRACE_UNROLL for (int output = 0; output < kTileRows; output += kWidth) {
-                    store(sum + output,
-                          fma(load(weight + output), broadcast(entry.value), load(sum + output)));
+  private:
+    const uint8_t* units_;
+    Floats scale_[kVectors], least_[kVectors];
+};
+
+// Adds the products of outliers with one tile to sums[rows][32]; `piece(i)` gives the outliers of
+// these rows in piece i of `piece_chunks` chunks.
+template <Format format, class Piece>
+void add_outliers(const uint8_t* tile, int64_t rows, int64_t pieces, int64_t piece_chunks,
+                  const Piece& piece, float* sums) {
+    constexpr int vectors = kTileRows / kWidth;
+    // A single row would wait for its own sums, so that it has them in registers.
+    Floats own[vectors];
+    HEADRACE_UNROLL for (int v = 0; v < vectors; ++v) own[v] = load(sums + v * kWidth);
+    for (int64_t i = 0; i < pieces; ++i, tile += piece_chunks * tile_bytes(format, kBlock)) {
+        const OutlierPiece* outliers = piece(i);
+        const OutlierItem* item = outliers->items();
+        for (int64_t chunks = outliers->chunks; chunks > 0; --chunks) {
+            const auto chunk = (item++)->chunk;
+            const BlockColumns<format> block(tile + chunk.index * tile_bytes(format, kBlock));
+            for (int32_t columns = chunk.columns; columns > 0; --columns) {
+                const auto column = (item++)->column;
+                Floats weights[vectors];
+                block.get(column.index, weights);
+                if (rows == 1) {
+                    const Floats value = broadcast((item++)->element.value);
+                    HEADRACE_UNROLL for (int v = 0; v < vectors; ++v) {
+                        own[v] = fma(weights[v], value, own[v]);
+                    }
+                    continue;
+                }
+                for (const OutlierItem* end = item + column.elements; item < end; ++item) {
+                    const Floats value = broadcast(item->element.value);
+                    float* sum = sums + item->element.row * kTileRows;
+                    HEADRACE_UNROLL for (int v = 0; v < vectors; ++v) {
+                        store(sum + v * kWidth, fma(weights[v], value, load(sum + v * kWidth)));
+                    }
                 }
             }
         }
-        tile += kPieceChunks * tile_bytes(format, kBlock);
     }
+    if (rows != 1) return;
+    HEADRACE_UNROLL for (int v = 0; v < vectors; ++v) store(sums + v * kWidth, own[v]);
 }
 
 }  // namespace headrace::HEADRACE_ISA

@@ -1,5 +1,4 @@
-// Products of a block of packed rows with one tile of weights. Outliers are left aside where there are
-// several rows, since rows share their columns.
+// Products of a block of packed rows with one tile of weights, outliers left aside.
 #pragma once
 
 #include "packed_rows.hpp"
@@ -190,9 +189,6 @@ void multiply(const uint8_t* tile, const uint8_t* x, int64_t k, Ahead ahead, flo
         }
         if constexpr (Kernel::sums_in_registers(R)) {
             Kernel::template accumulate<R, V>(tile, v * kWidth, x, k, ahead, totals);
-            if constexpr (R == 1 && !is_dense(Kernel::format)) {
-                add_outliers_of_row<Kernel::format>(tile, v * kWidth, x, k, totals.values[0]);
-            }
             move(totals, stored);
         } else {
             move(totals, stored);

@@ -39,7 +39,7 @@ constexpr int64_t kMaxHeadDim = 256;
 constexpr int kTileRows = 32;
 constexpr int kBlock = 32;
 constexpr int kMostPackedRows = 12;  // that a linear computes together, of any instruction set
-constexpr int kPieceChunks = 6;      // of 32 columns, which one task of a linear packs
+constexpr int kFewestPieceChunks = 3;  // of 32 columns, that one task of a linear packs
 constexpr int kMostChunkRows = 96;   // that meet a tile together; a multiple of all packed rows
 
 // Bytes of one tile of 32 rows with K columns (K even for bfloat16, a multiple of 32 for blocks).
@@ -55,7 +55,7 @@ static inline int64_t tile_bytes(Format format, int64_t k) {
 }
 
 // Bytes of 32 columns of one row of activations once packed for a matrix of this format.
-static inline int64_t packed_chunk_bytes(Format format) {
+static constexpr int64_t packed_chunk_bytes(Format format) {
     switch (format) {
         case Format::float32: return kBlock * 4;
         case Format::bfloat16: return kBlock * 2;
@@ -63,25 +63,20 @@ static inline int64_t packed_chunk_bytes(Format format) {
     }
 }
 
-// An element that is multiplied apart from its block of 32: where it stands within a piece of a block
-// of rows (linear/outliers.hpp).
-struct OutlierEntry {
-    int16_t row;
-    int16_t column;
-    float value;
-};
-
-// Bytes of the outliers of one piece of `rows` rows, of which each has at most one a chunk.
-static constexpr int64_t outlier_piece_bytes(int64_t rows) {
-    return (kPieceChunks + 1) * 4 + rows * kPieceChunks * int64_t{sizeof(OutlierEntry)};
+// Bytes that a row takes at most of the outliers of `chunks` chunks of 32 columns in `pieces` pieces:
+// an item a piece, and for the one outlier that a chunk may have an item, perhaps another for its
+// column and a third for its chunk (linear/outliers.hpp).
+constexpr int64_t kOutlierItemBytes = 8;
+static constexpr int64_t outlier_row_bytes(int64_t chunks, int64_t pieces) {
+    return (pieces + 3 * chunks) * kOutlierItemBytes;
 }
 
-// Bytes of scratch for one row at most: its chunks, and in a block format room for outliers.
+// Bytes of scratch for one row: its chunks, and in a block format room for outliers.
 static inline int64_t packed_row_bytes(Format format, int64_t k) {
     const bool dense = format == Format::float32 || format == Format::bfloat16;
     const int64_t chunks = (k + kBlock - 1) / kBlock;
-    const int64_t pieces = (chunks + kPieceChunks - 1) / kPieceChunks;
-    return chunks * packed_chunk_bytes(format) + (dense ? 0 : pieces * outlier_piece_bytes(1));
+    const int64_t pieces = (chunks + kFewestPieceChunks - 1) / kFewestPieceChunks;
+    return chunks * packed_chunk_bytes(format) + (dense ? 0 : outlier_row_bytes(chunks, pieces));
 }
 
 struct Matrix {

@@ -64,9 +64,8 @@ template <int N>
 HEADRACE_INLINE Ints shift_left(Ints v) { return _mm512_slli_epi32(v, N); }
 template <int N>
 HEADRACE_INLINE Ints shift_right(Ints v) { return _mm512_srli_epi32(v, N); }
-HEADRACE_INLINE Ints shift_right(Ints v, int n) {
-    return _mm512_srl_epi32(v, _mm_cvtsi32_si128(n));
-}
+// Lane by lane.
+HEADRACE_INLINE Ints shift_right(Ints v, Ints n) { return _mm512_srlv_epi32(v, n); }
 HEADRACE_INLINE Floats as_floats(Ints v) { return _mm512_castsi512_ps(v); }
 HEADRACE_INLINE Ints as_ints(Floats v) { return _mm512_castps_si512(v); }
 HEADRACE_INLINE Floats load_half(const void* p) {
@@ -112,17 +111,6 @@ HEADRACE_INLINE Floats drop_first(Floats v, int count, float other) {
     const Ints lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     const __mmask16 dropped = _mm512_cmplt_epi32_mask(lane, _mm512_set1_epi32(count));
     return _mm512_mask_blend_ps(dropped, v, _mm512_set1_ps(other));
-}
-// Writes first + i for each bit i of `bits` that is set, in order; how many. `p` has room for 32.
-HEADRACE_INLINE int store_set_bits(int32_t* p, uint32_t bits, int32_t first) {
-    const Ints lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const Ints low = _mm512_add_epi32(lane, _mm512_set1_epi32(first));
-    const Ints high = _mm512_add_epi32(low, _mm512_set1_epi32(16));
-    const int count = __builtin_popcount(bits & 0xffff);
-    _mm512_storeu_si512(p, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), low));
-    _mm512_storeu_si512(p + count,
-                        _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits >> 16), high));
-    return count + __builtin_popcount(bits >> 16);
 }
 HEADRACE_INLINE float reduce_add(Floats v) {
     const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
@@ -199,9 +187,8 @@ template <int N>
 HEADRACE_INLINE Ints shift_left(Ints v) { return _mm256_slli_epi32(v, N); }
 template <int N>
 HEADRACE_INLINE Ints shift_right(Ints v) { return _mm256_srli_epi32(v, N); }
-HEADRACE_INLINE Ints shift_right(Ints v, int n) {
-    return _mm256_srl_epi32(v, _mm_cvtsi32_si128(n));
-}
+// Lane by lane.
+HEADRACE_INLINE Ints shift_right(Ints v, Ints n) { return _mm256_srlv_epi32(v, n); }
 HEADRACE_INLINE Floats as_floats(Ints v) { return _mm256_castsi256_ps(v); }
 HEADRACE_INLINE Ints as_ints(Floats v) { return _mm256_castps_si256(v); }
 HEADRACE_INLINE Floats load_half(const void* p) {
@@ -244,12 +231,6 @@ HEADRACE_INLINE Floats drop_first(Floats v, int count, float other) {
     const Ints lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const Ints dropped = _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane);
     return _mm256_blendv_ps(v, _mm256_set1_ps(other), as_floats(dropped));
-}
-// Writes first + i for each bit i of `bits` that is set, in order; how many. `p` has room for 32.
-HEADRACE_INLINE int store_set_bits(int32_t* p, uint32_t bits, int32_t first) {
-    int count = 0;
-    for (; bits != 0; bits &= bits - 1) p[count++] = first + __builtin_ctz(bits);
-    return count;
 }
 HEADRACE_INLINE float reduce_add(Floats v) {
     const __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
@@ -321,29 +302,45 @@ HEADRACE_INLINE Ints end_nibbles(Ints sums, Ints start) {
 
 #endif
 
-// e^x with a relative error below 2e-7; exactly 1 at 0 and exactly 0 from -140 down; NaN stays.
+// e^x of each vector, with a relative error below 2e-7; exactly 1 at 0 and exactly 0 from -140 down;
+// NaN stays. `most` bounds x. Step by step for all: one vector alone would wait for its own results.
+template <int N>
+HEADRACE_INLINE void exponentials(Floats (&x)[N], float most = 89.0f) {
+    Floats n[N], p[N];
+    HEADRACE_UNROLL for (int i = 0; i < N; ++i) {
+        x[i] = minimum(broadcast(most), maximum(broadcast(-140.0f), x[i]));
+        n[i] = round_to_integer(mul(x[i], broadcast(1.44269504088896341f)));
+        p[i] = broadcast(1.9875691500e-4f);
+    }
+    HEADRACE_UNROLL for (int i = 0; i < N; ++i) x[i] = fma(n[i], broadcast(-0.693359375f), x[i]);
+    HEADRACE_UNROLL for (int i = 0; i < N; ++i) x[i] = fma(n[i], broadcast(2.12194440e-4f), x[i]);
+    constexpr float terms[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f,
+                               1.6666665459e-1f, 5.0000001201e-1f};
+    HEADRACE_UNROLL for (const float term : terms) {
+        HEADRACE_UNROLL for (int i = 0; i < N; ++i) p[i] = fma(p[i], x[i], broadcast(term));
+    }
+    HEADRACE_UNROLL for (int i = 0; i < N; ++i) {
+        const Floats power = add(fma(p[i], mul(x[i], x[i]), x[i]), broadcast(1.0f));
+        x[i] = scale_by_power_of_two(power, n[i]);
+    }
+}
 HEADRACE_INLINE Floats exponential(Floats x) {
-    x = maximum(broadcast(-140.0f), x);
-    x = minimum(broadcast(89.0f), x);
-    const Floats n = round_to_integer(mul(x, broadcast(1.44269504088896341f)));
-    Floats r = fma(n, broadcast(-0.693359375f), x);
-    r = fma(n, broadcast(2.12194440e-4f), r);
-    Floats p = broadcast(1.9875691500e-4f);
-    p = fma(p, r, broadcast(1.3981999507e-3f));
-    p = fma(p, r, broadcast(8.3334519073e-3f));
-    p = fma(p, r, broadcast(4.1665795894e-2f));
-    p = fma(p, r, broadcast(1.6666665459e-1f));
-    p = fma(p, r, broadcast(5.0000001201e-1f));
-    const Floats power = add(fma(p, mul(r, r), r), broadcast(1.0f));
-    return scale_by_power_of_two(power, n);
+    Floats one[1] = {x};
+    exponentials(one);
+    return one[0];
 }
 
-// g * sigmoid(g) * u, as SwiGLU wants it (arXiv:2002.05202), the sigmoid as e^g / (1 + e^g): exactly
-// 0 where e^g is, however large g may be.
-HEADRACE_INLINE Floats silu_mul(Floats gate, Floats up) {
-    const Floats power = exponential(minimum(broadcast(87.0f), gate));
-    const Floats sigmoid = mul(power, reciprocal(add(broadcast(1.0f), power)));
-    return mul(mul(gate, sigmoid), up);
+// g * sigmoid(g) * u, as SwiGLU wants it (arXiv:2002.05202), in place of `gate`; the sigmoid as
+// e^g / (1 + e^g): exactly 0 where e^g is, however large g may be.
+template <int N>
+HEADRACE_INLINE void silu_mul(Floats (&gate)[N], const Floats (&up)[N]) {
+    Floats power[N];
+    HEADRACE_UNROLL for (int i = 0; i < N; ++i) power[i] = gate[i];
+    exponentials(power, 87.0f);
+    HEADRACE_UNROLL for (int i = 0; i < N; ++i) {
+        const Floats sigmoid = mul(power[i], reciprocal(add(broadcast(1.0f), power[i])));
+        gate[i] = mul(mul(gate[i], sigmoid), up[i]);
+    }
 }
 
 // Storage types of activations and caches.
