@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,3 +149,32 @@ def test_restart_delays_grow_and_recover_after_the_window() -> None:
     policy = RestartPolicy(max_restarts=3, window_seconds=10, first_delay_seconds=1)
     assert [policy.next_delay(t) for t in (0.0, 1.0, 2.0, 3.0)] == [1, 2, 4, None]
     assert policy.next_delay(20.0) == 1
+
+
+def test_an_engine_whose_server_was_killed_ends_and_leaves_no_socket() -> None:
+    """A killed server cannot remove its end of the channel itself."""
+    server = """
+import subprocess, sys, time
+import msgspec
+from headrace.engine.settings import EngineSettings
+from headrace.link.channel import TransportChannel
+channel = TransportChannel(print)
+command = [sys.executable, "-m", "headrace.engine", channel.address]
+engine = subprocess.Popen(command, stdin=subprocess.PIPE)
+engine.stdin.write(msgspec.json.encode(EngineSettings()) + b"\\n")
+engine.stdin.flush()
+print(channel.address, engine.pid, flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", server], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        address, pid = process.stdout.readline().split()
+        directory = Path(address.removeprefix("ipc://")).parent
+        assert directory.is_dir()
+        process.kill()
+    deadline = time.monotonic() + 20
+    while directory.exists() or Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

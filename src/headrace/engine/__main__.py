@@ -13,7 +13,7 @@ import msgspec
 
 from headrace.engine.log_setup import configure_logging
 from headrace.engine.settings import EngineSettings
-from headrace.link.channel import EngineChannel
+from headrace.link.channel import EngineChannel, remove_socket
 from headrace.link.errors import ConfigurationError
 from headrace.link.messages import EngineFailed
 
@@ -28,8 +28,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     settings = msgspec.json.decode(sys.stdin.buffer.readline(), type=EngineSettings)
     configure_logging(settings.json_output, settings.log_level)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    channel = EngineChannel(sys.argv[1])
+    address = sys.argv[1]
+    threading.Thread(target=_end_with_parent, args=(address,), daemon=True).start()
+    channel = EngineChannel(address)
     try:
         return _serve(settings, channel)
     except ConfigurationError as error:
@@ -59,11 +60,12 @@ def _serve(settings: EngineSettings, channel: EngineChannel) -> int:
     return 0
 
 
-def _end_with_parent() -> None:
-    """Standard input ends when the parent is gone, however it went."""
+def _end_with_parent(address: str) -> None:
+    """Standard input ends when the parent is gone, however it went; it may have left its socket."""
     # Not through sys.stdin: a thread that holds its lock at exit makes the interpreter abort.
     while os.read(sys.stdin.fileno(), 4096):
         pass
+    remove_socket(address)
     os._exit(0)
 
 

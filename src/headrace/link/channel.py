@@ -93,7 +93,12 @@ class TransportChannel:
         if self._loop is not None:
             self._loop.remove_reader(self._socket.fileno())
         self._socket.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        remove_socket(self.address)
+
+
+def remove_socket(address: str) -> None:
+    """Remove a channel's socket and its directory, if they are still there."""
+    shutil.rmtree(Path(address.removeprefix("ipc://")).parent, ignore_errors=True)
 
 
 class EngineChannel:
