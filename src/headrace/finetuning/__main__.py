@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -17,9 +18,13 @@ from headrace.link.errors import ConfigurationError, HeadraceError
 def main(directory: Path) -> ExitStatus:
     """Train; an error becomes one line, from the first process only."""
     follow_parent()
+    # Four thousand modules: without looking among them for garbage they take a tenth less time.
+    gc.disable()
     _quieten()
     from headrace.finetuning.training.run import run
 
+    gc.freeze()
+    gc.enable()
     try:
         return run(RunDirectory(directory))
     except HeadraceError as error:

@@ -27,21 +27,15 @@ def available_bytes(device: torch.device) -> int:
 
 
 class PeakAllocation:
-    """How much more than now a computation held at its worst, which a GPU's cache must leave.
-
-    On a CPU always 0: there memory is shared and given back.
-    """
+    """How much more than now a computation on a GPU held at its worst: no room for a cache."""
 
     def __init__(self, device: torch.device) -> None:
         """Begin to watch torch's allocations on ``device``."""
         self._device = device
-        if device.type != "cpu":
-            torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.reset_peak_memory_stats(device)
 
     def transient_bytes(self) -> int:
         """Largest amount held since the beginning beyond what is held now."""
-        if self._device.type == "cpu":
-            return 0
         torch.cuda.synchronize(self._device)
         peak = torch.cuda.max_memory_allocated(self._device)
         return max(0, peak - torch.cuda.memory_allocated(self._device))

@@ -254,17 +254,21 @@ class ModelRunner:
         """Compute one step and wait for it."""
         return self.launch(batch).wait()
 
-    def warm_up(self) -> None:
+    def warm_up(self, most_tokens: int | None = None) -> None:
         """Compute dummy steps of the largest shapes: one prompt, then one token of every row.
 
         On a GPU the rows ask for everything that the sampler can do, so that its kernels are
         compiled and its memory is taken. Keys and values go to the first cache blocks, so this is
         for an engine that has not served.
+
+        Args:
+            most_tokens: Of the prompt, and most rows; ``None``: as many as the limits permit.
         """
         limits = self.limits
-        longest = min(limits.max_tokens, limits.max_length, limits.num_blocks * limits.block_size)
+        most = limits.max_tokens if most_tokens is None else min(most_tokens, limits.max_tokens)
+        longest = min(most, limits.max_length, limits.num_blocks * limits.block_size)
         blocks = list(range(-(-longest // limits.block_size)))
-        rows = range(min(limits.max_rows, limits.max_tokens))
+        rows = range(min(limits.max_rows, most))
         for row in rows:
             self.set_blocks(row, 0, blocks)
         every_row = [ScheduledTokens(row, longest - 1, [0], samples=True) for row in rows]
