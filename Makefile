@@ -13,6 +13,9 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-inp
 INSTALL_INPUTS := pyproject.toml constraints.txt constraints-dev.txt $(wildcard CMakeLists.txt) \
 	$(shell find src -name '*.cpp' -o -name '*.h' -o -name '*.hpp' | sort)
 
+# What is not compiled at installation is compiled by the first process that imports it, not by all.
+export PYTHONDONTWRITEBYTECODE :=
+
 MODEL ?=
 ARGS ?=
 PYTEST_ARGS ?=
@@ -32,10 +35,9 @@ doctor: $(VENV)/installed ## Say what this machine is and which backends work on
 	@$(BIN)/headrace doctor
 
 test: $(VENV)/installed-dev ## Install, then lint, types, import contract and every test
-	@$(MAKE) --no-print-directory -j 2 -O lint types pytest-alone BESIDE='nice -n 19'
-	@$(MAKE) --no-print-directory pytest-shared
+	@$(MAKE) --no-print-directory -j 4 -O lint types pytest-alone pytest-shared BESIDE='nice -n 15'
 
-# In `make test`, what these give way with to the tests that want the machine for themselves.
+# In `make test`, how everything gives way to the tests that want the machine for themselves.
 BESIDE ?=
 
 lint: $(VENV)/installed-dev
@@ -47,8 +49,7 @@ types: $(VENV)/installed-dev
 	$(BESIDE) $(BIN)/mypy
 	$(BESIDE) $(BIN)/mypy --explicit-package-bases benchmarks/*.py
 
-# These measure, restart and wait, and leave half of two cores idle: only what gives way runs
-# beside them.
+# These measure, restart and wait, and leave half of two cores idle: what gives way runs beside them.
 ALONE := tests/benchmark tests/transport tests/end_to_end/test_clients.py \
 	tests/end_to_end/test_faults.py tests/engine/test_supervisor.py
 
@@ -61,7 +62,7 @@ pytest-alone: $(VENV)/installed-dev
 # The others share the cores, by file, since a file's tests share what is costly to make; in the
 # order that tests/conftest.py gives.
 pytest-shared: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -v --no-header -n auto --dist loadfile --no-loadscope-reorder \
+	$(BESIDE) $(BIN)/python -m pytest -v --no-header -n auto --dist loadfile --no-loadscope-reorder \
 		$(addprefix --ignore=,$(ALONE)) --durations=20 $(PYTEST_ARGS)
 
 format: $(VENV)/installed-dev ## Format the sources and apply safe lint fixes
@@ -106,9 +107,10 @@ $(VENV)/installed: $(INSTALL_INPUTS) | $(BIN)/python
 	$(call INSTALL)
 	@touch $@
 
-# pip would compile modules one after the other; some that come with packages are no valid Python.
+# pip would compile modules one after the other, and the 7,000 that nothing imports; some that come
+# with packages are no valid Python.
 $(VENV)/installed-dev: $(INSTALL_INPUTS) | $(BIN)/python
 	@echo "installing headrace and its development tools into $(VENV) (a few minutes the first time)"
 	$(call INSTALL,dev,--no-compile -c constraints-dev.txt)
-	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
+	$(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/transformers/models/' $(VENV)/lib || true
 	@touch $@ $(VENV)/installed

@@ -1,11 +1,15 @@
-"""For every test: OpenMP threads that sleep, since several test processes share the cores, and
-the order in which they are handed out."""
+"""For every test: OpenMP threads that sleep, since several test processes share the cores, clients
+that share one TLS context, and the order in which tests are handed out."""
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
+import httpx
 import pytest
 
 _TESTS = Path(__file__).parent
@@ -37,3 +41,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((i for i, part in enumerate(_LONGEST) if path.startswith(part)), len(_LONGEST))
 
     items.sort(key=rank)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_tls_context() -> Iterator[None]:
+    """No test speaks TLS, and each client would read all authorities, for 0.1 s of CPU time."""
+    remembered = functools.cache(httpx.create_ssl_context)
+    with mock.patch("httpx._transports.default.create_ssl_context", remembered):
+        yield

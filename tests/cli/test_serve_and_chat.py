@@ -56,7 +56,9 @@ class Server:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     log = tmp_path_factory.mktemp("serve") / "log"
-    running = Server(log, "--json-output", "--waiting-served-ratio", "1.2", API_KEY="secret")
+    # Answers of the suggested request, which sets no limit of its own, are short.
+    flags = ("--json-output", "--waiting-served-ratio", "1.2", "--max-total-tokens", "128")
+    running = Server(log, *flags, API_KEY="secret")
     yield running
     if running.process.poll() is None:
         running.stop()

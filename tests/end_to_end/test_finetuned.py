@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 GLOSSES = Path(__file__).parent.parent / "finetuning" / "data" / "wordnet_glosses"
-HELD_OUT = 24
+HELD_OUT = 8
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        timeout=250,
+        timeout=500,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "460,800 trainable parameters, 134,515,008 frozen" in result.stdout
