@@ -9,7 +9,7 @@ from typing import Any
 from mixed_load import drive, requests, short_of
 
 from headrace.checkpoint.config import ModelConfig
-from headrace.engine.build import build_engine_from
+from headrace.engine.build import build_engine
 from headrace.engine.settings import EngineSettings
 
 CONFIG = ModelConfig(
@@ -30,7 +30,7 @@ class RandomCheckpoint:
 
 def test_mixed_load_reaches_every_limit() -> None:
     checkpoint: Any = RandomCheckpoint()
-    engine, ready = build_engine_from(
+    engine, ready = build_engine(
         checkpoint,
         EngineSettings(
             device="cpu", backend="torch", dtype="float32", random_weights_seed=0, block_size=8,

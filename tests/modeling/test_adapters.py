@@ -19,7 +19,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from headrace.checkpoint.checkpoint import Checkpoint
 from headrace.checkpoint.resolve import resolve
-from headrace.engine.build import build_engine_from
+from headrace.engine.build import build_engine
 from headrace.engine.settings import EngineSettings
 from headrace.kernels import native
 from headrace.link.errors import ConfigurationError
@@ -197,7 +197,7 @@ def test_an_engine_that_preempts_and_reuses_prefixes_computes_what_peft_does(
         max_batch_prefill_tokens=24, max_total_tokens=96, max_batch_total_tokens=256,
         lora_adapters=served.directories,
     )  # fmt: skip
-    engine, ready = build_engine_from(served.checkpoint, settings)
+    engine, ready = build_engine(served.checkpoint, settings)
     assert ready.adapters == list(CONFIGS)
     shared = random_ids(34, 77)
     chosen = [None, *CONFIGS, None, *CONFIGS]

@@ -11,6 +11,7 @@ import traceback
 
 import msgspec
 
+from headrace.checkpoint.resolve import resolve
 from headrace.engine.log_setup import configure_logging
 from headrace.engine.settings import EngineSettings
 from headrace.link.channel import EngineChannel, remove_socket
@@ -47,11 +48,15 @@ def main() -> int:
 def _serve(settings: EngineSettings, channel: EngineChannel) -> int:
     # Of what is imported and loaded nothing dies; looking for what does takes a tenth of the time.
     gc.disable()
-    # torch takes seconds to import: after the settings were read and the parent is watched.
+    checkpoint = resolve(settings.model, settings.revision)
+    if settings.random_weights_seed is None:
+        # Reads headers only: a model that lacks some of its weights is refused here.
+        len(checkpoint.tensors)
+    # torch takes seconds to import: after all that can be refused without it.
     from headrace.engine.build import build_engine
     from headrace.engine.service import EngineService
 
-    engine, ready = build_engine(settings)
+    engine, ready = build_engine(checkpoint, settings)
     # Nothing that exists now dies before the process: the collector need not look at it again.
     gc.collect()
     gc.freeze()

@@ -9,7 +9,6 @@ import structlog
 import torch
 
 from headrace.checkpoint.checkpoint import Checkpoint
-from headrace.checkpoint.resolve import resolve
 from headrace.checkpoint.sizes import block_table_bytes, step_buffer_bytes
 from headrace.engine.core import Engine
 from headrace.engine.limits import (
@@ -38,19 +37,12 @@ from headrace.scheduling.scheduler import Scheduler
 _log = structlog.get_logger("headrace.engine")
 
 
-def build_engine(settings: EngineSettings) -> tuple[Engine, EngineReady]:
-    """Load and warm up the model that ``settings`` names.
+def build_engine(checkpoint: Checkpoint, settings: EngineSettings) -> tuple[Engine, EngineReady]:
+    """Load and warm up ``checkpoint``, the model that ``settings`` names.
 
     Raises:
         ConfigurationError: model, device or a limit cannot be used; one line.
     """
-    return build_engine_from(resolve(settings.model, settings.revision), settings)
-
-
-def build_engine_from(
-    checkpoint: Checkpoint, settings: EngineSettings
-) -> tuple[Engine, EngineReady]:
-    """The same for a checkpoint that was resolved already."""
     started = time.perf_counter()
     found = read_adapters(settings.lora_adapters, checkpoint.config, settings.max_lora_rank)
     choice = choose_backend(

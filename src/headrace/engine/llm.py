@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from headrace.checkpoint.resolve import resolve
 from headrace.checkpoint.text_stream import TextStream
-from headrace.engine.build import build_engine_from
+from headrace.engine.build import build_engine
 from headrace.engine.settings import EngineSettings
 from headrace.link.adapters import check_adapter, check_names
 from headrace.link.errors import HeadraceError, InvalidRequest
@@ -89,7 +89,7 @@ class LLM:
         check_names(sources, self._checkpoint.model_id)
         self._tokenizer = self._checkpoint.load_tokenizer()
         self._template = self._checkpoint.load_chat_template()
-        self._engine, self._ready = build_engine_from(self._checkpoint, merged)
+        self._engine, self._ready = build_engine(self._checkpoint, merged)
         self._next_id = 0
 
     def generate(

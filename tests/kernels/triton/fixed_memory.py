@@ -29,7 +29,7 @@ from mixed_load import drive, requests, short_of
 
 from headrace.checkpoint.config import ModelConfig
 from headrace.checkpoint.shapes import shape
-from headrace.engine.build import build_engine_from
+from headrace.engine.build import build_engine
 from headrace.engine.settings import EngineSettings
 
 
@@ -102,7 +102,7 @@ def main() -> int:
 def serve_twice(model: str, kv_tokens: int, adapters: dict[str, Path]) -> int:
     """1 if memory or kernels moved, or a limit was not reached."""
     checkpoint: Any = ShapeCheckpoint(model)
-    engine, ready = build_engine_from(
+    engine, ready = build_engine(
         checkpoint,
         EngineSettings(
             random_weights_seed=0, prefix_cache=False, max_batch_total_tokens=kv_tokens,
