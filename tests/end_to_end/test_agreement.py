@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from headrace import LLM, SamplingParams
 from headrace.checkpoint.checkpoint import Checkpoint
@@ -62,14 +62,24 @@ def reference(checkpoint: Checkpoint) -> Reference:
     state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
     model.load_state_dict(state)
     model.eval()
-    # Most outputs are the same whatever computed them.
+    # A prompt is read once, and most outputs are the same whatever computed them.
+    prompts: dict[tuple[int, ...], DynamicCache] = {}
     known: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def read(prompt: list[int]) -> DynamicCache:
+        """Keys and values of all but the prompt's last token."""
+        if tuple(prompt) not in prompts:
+            prompts[tuple(prompt)] = cache = DynamicCache(config=model.config)
+            model(torch.tensor([prompt[:-1]]), past_key_values=cache, logits_to_keep=1)
+        return prompts[tuple(prompt)]
 
     def logits(prompt: list[int], output: list[int]) -> torch.Tensor:
         key = (len(prompt), *prompt, *output)
         if key not in known:
             with torch.inference_mode():
-                rows = model(torch.tensor([prompt + output]), logits_to_keep=len(output) + 1)
+                cache = read(prompt)
+                rows = model(torch.tensor([prompt[-1:] + output]), past_key_values=cache)
+                cache.crop(-len(output) - 1)
             known[key] = rows.logits[0, :-1]
         return known[key]
 
