@@ -26,7 +26,7 @@ def run(*arguments: str, environment: dict[str, str] | None = None, stdin: str =
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
 
 

@@ -17,7 +17,7 @@ import pytest
 
 COMMAND = [sys.executable, "-m", "headrace.cli"]
 SMALL_CACHE = ["--max-batch-total-tokens", "4096", "--max-batch-size", "4"]
-START_SECONDS = 60
+START_SECONDS = 120
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -79,7 +79,7 @@ def test_chat_with_a_running_server(server):
         env=environment(API_KEY="secret"),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert (result.returncode, result.stderr) == (0, "")
     first, second = result.stdout.splitlines()
@@ -94,7 +94,7 @@ def test_chat_is_told_why_a_server_refuses(server):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert result.returncode == 1
     assert result.stderr.startswith("headrace: the server answers 401")

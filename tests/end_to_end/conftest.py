@@ -17,7 +17,7 @@ import httpx
 import psutil
 import pytest
 
-START_SECONDS = 60
+START_SECONDS = 120
 
 
 class Server:

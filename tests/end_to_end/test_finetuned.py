@@ -21,7 +21,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     held_out = folder / "held_out.jsonl"
     lines = (GLOSSES / "held_out.jsonl").read_text().splitlines()
     held_out.write_text("\n".join(lines[:HELD_OUT]))
-    flags = "--max-steps 7 --batch-size 8 --learning-rate 3e-3 --device cpu --merge --log-every 5"
+    flags = "--max-steps 7 --batch-size 5 --learning-rate 3e-3 --device cpu --merge --log-every 5"
     command = [sys.executable, "-m", "headrace.cli", "finetune", str(GLOSSES / "train.jsonl")]
     result = subprocess.run(
         [*command, "--eval-data", str(held_out), "--out", str(folder / "out"), *flags.split()],

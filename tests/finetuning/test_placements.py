@@ -37,7 +37,7 @@ def environment() -> dict[str, str]:
 
 def run(*arguments) -> str:
     result = subprocess.run(
-        command(*arguments), capture_output=True, text=True, env=environment(), timeout=120
+        command(*arguments), capture_output=True, text=True, env=environment(), timeout=240
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
@@ -98,7 +98,7 @@ def test_sigterm_saves_on_all_processes_and_exits_with_its_own_status(
             env=environment(),
         )
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while "step 3/" not in log.read_text():
             assert time.monotonic() < deadline, log.read_text()
             assert process.poll() is None, log.read_text()
@@ -127,7 +127,7 @@ def test_one_process_that_dies_ends_the_others(tiny_model, rows_file, tmp_path):
         env=environment(),
     )
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while not list(out.glob("checkpoints/checkpoint-*")):
             assert time.monotonic() < deadline
             time.sleep(0.1)

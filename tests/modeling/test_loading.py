@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from unittest import mock
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -179,9 +182,14 @@ def test_builtin_tensors_equal_the_gguf_packages(builtin: Checkpoint) -> None:
 
 
 def test_builtin_logits_agree_with_transformers_on_the_same_file(builtin: Checkpoint) -> None:
-    model = AutoModelForCausalLM.from_pretrained(
-        builtin.path.parent, gguf_file=builtin.path.name, dtype=torch.float32
-    ).eval()
+    # Transformers reads the file twice, and makes the table of names again for every module.
+    with (
+        mock.patch("gguf.GGUFReader", functools.cache(GGUFReader)),
+        mock.patch("gguf.get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
+    ):
+        model = AutoModelForCausalLM.from_pretrained(
+            builtin.path.parent, gguf_file=builtin.path.name, dtype=torch.float32
+        ).eval()
     text = "<|im_start|>user\nName three rivers of France.<|im_end|>\n<|im_start|>assistant\nThe"
     ids = [int(token) for token in builtin.load_tokenizer().encode(text)]
     with torch.no_grad():

@@ -33,7 +33,7 @@ def run_reports() -> RunReports:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=280,
+            timeout=560,
         )
         assert done.returncode == 0, done.stderr[-4000:]
         return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
