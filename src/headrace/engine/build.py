@@ -23,6 +23,7 @@ from headrace.engine.memory_errors import check_weights_fit, explain_out_of_memo
 from headrace.engine.settings import EngineSettings
 from headrace.hardware.memory import PeakAllocation, available_bytes
 from headrace.hardware.switches import is_on
+from headrace.link.errors import ConfigurationError
 from headrace.link.messages import EngineReady
 from headrace.modeling.adapters.adapter_set import AdapterSet
 from headrace.modeling.adapters.load import load_adapters, read_adapters
@@ -209,6 +210,9 @@ def _left_by_arithmetic(
 
     Not computed as on a GPU: 512 tokens take a small processor 2 s with 135 million parameters,
     minutes with 8 billion.
+
+    Raises:
+        ConfigurationError: the buffers alone exceed it; names the limits that they follow from.
     """
     operations = backend.operations
     buffers = step_buffer_bytes(
@@ -219,7 +223,14 @@ def _left_by_arithmetic(
         residual_bytes=operations.residual_dtype.itemsize,
     )
     tables = block_table_bytes(batch.max_batch_size, batch.max_total_tokens, settings.block_size)
-    return max(0, available_bytes(operations.device) - buffers - tables)
+    needed, free = buffers + tables, available_bytes(operations.device)
+    if needed >= free:
+        raise ConfigurationError(
+            f"the buffers of a step need {needed / GIB:.2f} GiB, {free / GIB:.2f} GiB are left: "
+            f"lower --max-batch-prefill-tokens ({batch.token_budget}) or --max-batch-size "
+            f"({batch.max_batch_size})"
+        )
+    return free - needed
 
 
 def _left_by_measurement(
