@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,12 +12,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from headrace.engine.restart_policy import RestartPolicy
 from headrace.engine.settings import EngineSettings
 from headrace.engine.supervisor import EngineGaveUp, Supervisor
-from headrace.link.channel import TransportChannel
+from headrace.link.channel import TransportChannel, remove_socket
 from headrace.link.errors import ConfigurationError
 from headrace.link.messages import EngineFailed, EngineReady, FromEngine
 
@@ -60,6 +62,13 @@ def engine(tmp_path: Path) -> Callable[[str], tuple[str, ...]]:
         return (sys.executable, str(path))
 
     return write
+
+
+def is_running(pid: int) -> bool:
+    """Also false of a process that has ended and that nobody waits for."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 async def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
@@ -175,6 +184,16 @@ time.sleep(60)
         assert directory.is_dir()
         process.kill()
     deadline = time.monotonic() + 20
-    while directory.exists() or Path(f"/proc/{pid}").exists():
+    while directory.exists() or is_running(int(pid)):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_only_the_socket_and_its_own_directory_are_removed(tmp_path: Path) -> None:
+    for name in ("engine.sock", "other"):
+        (tmp_path / name).touch()
+    remove_socket(f"ipc://{tmp_path / 'engine.sock'}")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    (tmp_path / "other").unlink()
+    remove_socket(f"ipc://{tmp_path / 'engine.sock'}")
+    assert not tmp_path.exists()

@@ -9,7 +9,6 @@ import structlog
 import torch
 
 from headrace.checkpoint.checkpoint import Checkpoint
-from headrace.checkpoint.sizes import block_table_bytes, step_buffer_bytes
 from headrace.engine.core import Engine
 from headrace.engine.limits import (
     GIB,
@@ -18,6 +17,7 @@ from headrace.engine.limits import (
     CacheLimits,
     decide_batch,
     decide_cache,
+    step_bytes,
 )
 from headrace.engine.memory_errors import check_weights_fit, explain_out_of_memory
 from headrace.engine.settings import EngineSettings
@@ -215,15 +215,14 @@ def _left_by_arithmetic(
         ConfigurationError: the buffers alone exceed it; names the limits that they follow from.
     """
     operations = backend.operations
-    buffers = step_buffer_bytes(
+    needed = step_bytes(
+        batch,
         checkpoint.config,
-        max_tokens=batch.token_budget,
-        max_rows=batch.max_batch_size,
+        block_size=settings.block_size,
         activation_bytes=operations.activation_dtype.itemsize,
         residual_bytes=operations.residual_dtype.itemsize,
     )
-    tables = block_table_bytes(batch.max_batch_size, batch.max_total_tokens, settings.block_size)
-    needed, free = buffers + tables, available_bytes(operations.device)
+    free = available_bytes(operations.device)
     if needed >= free:
         raise ConfigurationError(
             f"the buffers of a step need {needed / GIB:.2f} GiB, {free / GIB:.2f} GiB are left: "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from headrace.checkpoint.config import ModelConfig
+from headrace.checkpoint.sizes import block_table_bytes, step_buffer_bytes
 from headrace.engine.settings import EngineSettings
 from headrace.link.errors import ConfigurationError
 
@@ -66,6 +67,25 @@ class CacheLimits:
     def tokens(self) -> int:
         """Capacity over all requests."""
         return self.num_blocks * self.block_size
+
+
+def step_bytes(
+    batch: BatchLimits,
+    config: ModelConfig,
+    *,
+    block_size: int,
+    activation_bytes: int,
+    residual_bytes: int,
+) -> int:
+    """Bytes of the largest step's buffers and block tables; dtypes as ``step_buffer_bytes``."""
+    buffers = step_buffer_bytes(
+        config,
+        max_tokens=batch.token_budget,
+        max_rows=batch.max_batch_size,
+        activation_bytes=activation_bytes,
+        residual_bytes=residual_bytes,
+    )
+    return buffers + block_table_bytes(batch.max_batch_size, batch.max_total_tokens, block_size)
 
 
 def decide_batch(settings: EngineSettings, config: ModelConfig, *, on_gpu: bool) -> BatchLimits:

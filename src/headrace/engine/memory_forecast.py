@@ -12,10 +12,8 @@ from math import ceil
 from headrace.checkpoint.config import ModelConfig
 from headrace.checkpoint.sizes import (
     BYTES_PER_ITEM,
-    block_table_bytes,
     kv_bytes_per_token,
     quantized_weight_bytes,
-    step_buffer_bytes,
 )
 from headrace.checkpoint.weight_formats import WEIGHT_FORMATS
 from headrace.engine.limits import (
@@ -24,6 +22,7 @@ from headrace.engine.limits import (
     CacheLimits,
     decide_batch,
     decide_cache,
+    step_bytes,
 )
 from headrace.engine.settings import EngineSettings
 from headrace.kernels.sampling.row_parameters import COLUMNS, MOST_ADJUSTMENTS
@@ -161,14 +160,13 @@ def _parts(
     over = f", over {shards} devices" if shards > 1 else ""
     activation = BYTES_PER_ITEM["float32" if weights == "fp32" else "bfloat16"]
     residual = activation if on_gpu else BYTES_PER_ITEM["float32"]
-    buffers = step_buffer_bytes(
+    buffers = step_bytes(
+        batch,
         config,
-        max_tokens=batch.token_budget,
-        max_rows=batch.max_batch_size,
+        block_size=settings.block_size,
         activation_bytes=activation,
         residual_bytes=residual,
     )
-    tables = block_table_bytes(batch.max_batch_size, batch.max_total_tokens, settings.block_size)
     rotary = batch.max_total_tokens * config.head_dim * 4
     parts = [
         _weights(config, weights, stored, shards, over),
@@ -179,7 +177,7 @@ def _parts(
         ),
         ForecastPart(
             "step buffers",
-            buffers + tables,
+            buffers,
             f"{batch.token_budget:,} tokens between operations, logits of {rows:,} rows, "
             "block tables",
         ),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -97,8 +96,11 @@ class TransportChannel:
 
 
 def remove_socket(address: str) -> None:
-    """Remove a channel's socket and its directory, if they are still there."""
-    shutil.rmtree(Path(address.removeprefix("ipc://")).parent, ignore_errors=True)
+    """Remove a channel's socket, and its directory where nothing else is in it."""
+    socket = Path(address.removeprefix("ipc://"))
+    with contextlib.suppress(OSError):
+        socket.unlink(missing_ok=True)
+        socket.parent.rmdir()
 
 
 class EngineChannel:

@@ -21,7 +21,6 @@ class RowBlockAttention {
     // Groups of positions that are scored together: few rows would wait for their own sums, and many
     // would load a unit of a query for each product.
     static constexpr int kJoint = kWidth == 8 ? 1 : R <= 6 ? kTile / kGroup : 2;
-    static constexpr int kJointWeights = 4;
 
   public:
     RowBlockAttention(const Attention& call, const RowBlock& block, const RowBlock& next)
@@ -129,14 +128,14 @@ class RowBlockAttention {
         state_.raise_maxima(scores_);
         for (int r = 0; r < R; ++r) {
             Floats total = zeros();
-            HEADRACE_UNROLL for (int i = 0; i < kTile; i += kJointWeights * kWidth) {
-                Floats weights[kJointWeights];
-                HEADRACE_UNROLL for (int j = 0; j < kJointWeights; ++j) {
+            HEADRACE_UNROLL for (int i = 0; i < kTile; i += kJointExponentials * kWidth) {
+                Floats weights[kJointExponentials];
+                HEADRACE_UNROLL for (int j = 0; j < kJointExponentials; ++j) {
                     weights[j] =
                         sub(load(scores_[r] + i + j * kWidth), broadcast(state_.maxima[r]));
                 }
                 exponentials(weights);
-                HEADRACE_UNROLL for (int j = 0; j < kJointWeights; ++j) {
+                HEADRACE_UNROLL for (int j = 0; j < kJointExponentials; ++j) {
                     total = add(total, weights[j]);
                     D::store_floats(weights_[r] + i + j * kWidth, weights[j]);
                 }

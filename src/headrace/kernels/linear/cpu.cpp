@@ -99,15 +99,15 @@ HEADRACE_INLINE void store_gated_vectors(const LinearCall& call, int64_t row, in
 template <class Out>
 void store_gated(const LinearCall& call, int64_t row, int64_t rows, int64_t column,
                  const float* gates, const float* ups) {
-    constexpr int a_row = kTileRows / kWidth, joint = 4;
+    constexpr int joint_rows = kJointExponentials / kVectors;
     int64_t r = 0;
-    for (; r + joint / a_row <= rows; r += joint / a_row) {
-        store_gated_vectors<Out, joint>(call, row + r, column, gates + r * kTileRows,
-                                        ups + r * kTileRows);
+    for (; r + joint_rows <= rows; r += joint_rows) {
+        store_gated_vectors<Out, kJointExponentials>(call, row + r, column, gates + r * kTileRows,
+                                                     ups + r * kTileRows);
     }
     for (; r < rows; ++r) {
-        store_gated_vectors<Out, a_row>(call, row + r, column, gates + r * kTileRows,
-                                        ups + r * kTileRows);
+        store_gated_vectors<Out, kVectors>(call, row + r, column, gates + r * kTileRows,
+                                           ups + r * kTileRows);
     }
 }
 
@@ -144,7 +144,7 @@ void multiply_tiles(const LinearCall& call, const LinearPlan& plan, const RowBlo
     const int64_t passes = rows < chunk_rows ? blocks.count : chunk_rows / blocks.size;
     const int64_t chunk_lines = tile_bytes(weight.format, kBlock) / kLineBytes;
     const auto lines = static_cast<int>((chunk_lines + passes - 1) / passes);
-    const int64_t pass_bytes = lines * kLineBytes * ((weight.k + kBlock - 1) / kBlock);
+    const int64_t pass_bytes = lines * kLineBytes * chunk_count(weight.k);
     alignas(64) float sums[2][kMostChunkRows * kTileRows];
     int64_t begin = 0, end = 0;
     while (worker.take_run(tiles * chunks, begin, end)) {
@@ -198,7 +198,7 @@ void linear(const LinearCall& call, const Step& step, Worker& worker) {
     const RowBlocks blocks(rows, plan.most_rows);
     if (plan.packs_privately && blocks.count == 1 && blocks.last * k <= kPrivateElements) {
         alignas(64) uint8_t scratch[kPrivateBytes];
-        const PackedRows packed(call.weight, blocks, plan.chunk_rows, PackedRows::chunk_count(k),
+        const PackedRows packed(call.weight, blocks, plan.chunk_rows, chunk_count(k),
                                 scratch);
         bool is_packed = false;
         const auto prepare = [&] {

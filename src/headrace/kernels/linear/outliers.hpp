@@ -12,6 +12,8 @@
 
 namespace headrace::HEADRACE_ISA {
 
+constexpr int kVectors = kTileRows / kWidth;
+
 // Outliers in the order in which a tile meets them: a chunk of 32 columns that has any is followed by
 // its columns, and a column by its elements.
 union OutlierItem {
@@ -98,7 +100,6 @@ class OutlierCollector {
 template <Format format>
 class BlockColumns {
     static constexpr bool kHasMinimum = format == Format::q4_1;
-    static constexpr int kVectors = kTileRows / kWidth;
 
   public:
     explicit HEADRACE_INLINE_MEMBER BlockColumns(const uint8_t* block)
@@ -139,10 +140,9 @@ class BlockColumns {
 template <Format format, class Piece>
 void add_outliers(const uint8_t* tile, int64_t rows, int64_t pieces, int64_t piece_chunks,
                   const Piece& piece, float* sums) {
-    constexpr int vectors = kTileRows / kWidth;
     // A single row would wait for its own sums, so that it has them in registers.
-    Floats own[vectors];
-    HEADRACE_UNROLL for (int v = 0; v < vectors; ++v) own[v] = load(sums + v * kWidth);
+    Floats own[kVectors];
+    HEADRACE_UNROLL for (int v = 0; v < kVectors; ++v) own[v] = load(sums + v * kWidth);
     for (int64_t i = 0; i < pieces; ++i, tile += piece_chunks * tile_bytes(format, kBlock)) {
         const OutlierPiece* outliers = piece(i);
         const OutlierItem* item = outliers->items();
@@ -151,11 +151,11 @@ void add_outliers(const uint8_t* tile, int64_t rows, int64_t pieces, int64_t pie
             const BlockColumns<format> block(tile + chunk.index * tile_bytes(format, kBlock));
             for (int32_t columns = chunk.columns; columns > 0; --columns) {
                 const auto column = (item++)->column;
-                Floats weights[vectors];
+                Floats weights[kVectors];
                 block.get(column.index, weights);
                 if (rows == 1) {
                     const Floats value = broadcast((item++)->element.value);
-                    HEADRACE_UNROLL for (int v = 0; v < vectors; ++v) {
+                    HEADRACE_UNROLL for (int v = 0; v < kVectors; ++v) {
                         own[v] = fma(weights[v], value, own[v]);
                     }
                     continue;
@@ -163,7 +163,7 @@ void add_outliers(const uint8_t* tile, int64_t rows, int64_t pieces, int64_t pie
                 for (const OutlierItem* end = item + column.elements; item < end; ++item) {
                     const Floats value = broadcast(item->element.value);
                     float* sum = sums + item->element.row * kTileRows;
-                    HEADRACE_UNROLL for (int v = 0; v < vectors; ++v) {
+                    HEADRACE_UNROLL for (int v = 0; v < kVectors; ++v) {
                         store(sum + v * kWidth, fma(weights[v], value, load(sum + v * kWidth)));
                     }
                 }
@@ -171,7 +171,7 @@ void add_outliers(const uint8_t* tile, int64_t rows, int64_t pieces, int64_t pie
         }
     }
     if (rows != 1) return;
-    HEADRACE_UNROLL for (int v = 0; v < vectors; ++v) store(sums + v * kWidth, own[v]);
+    HEADRACE_UNROLL for (int v = 0; v < kVectors; ++v) store(sums + v * kWidth, own[v]);
 }
 
 }  // namespace headrace::HEADRACE_ISA

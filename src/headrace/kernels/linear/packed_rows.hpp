@@ -5,10 +5,6 @@
 
 namespace headrace::HEADRACE_ISA {
 
-constexpr bool is_dense(Format format) {
-    return format == Format::float32 || format == Format::bfloat16;
-}
-
 // The row counts that kernels exist for; others are padded with zero rows.
 constexpr int padded_rows(int64_t rows) {
     for (int size : {1, 2, 3, 4, 6, 8}) {
@@ -49,8 +45,6 @@ class PackedRows {
           row_bytes_(chunks_ * packed_chunk_bytes(weight.format)),
           blocks_(scratch),
           outliers_(scratch + blocks.padded_total() * row_bytes_) {}
-
-    static int64_t chunk_count(int64_t k) { return (k + kBlock - 1) / kBlock; }
 
     // Rows that meet a tile together, of which the last such chunk may have fewer; whole blocks.
     int64_t chunk_rows() const { return chunk_rows_; }

@@ -5,7 +5,6 @@
 
 namespace headrace::HEADRACE_ISA {
 
-constexpr int kVectors = kTileRows / kWidth;
 constexpr int64_t kLineBytes = 64;
 
 HEADRACE_INLINE Ints broadcast_unit(const uint8_t* p) {

@@ -54,6 +54,13 @@ static inline int64_t tile_bytes(Format format, int64_t k) {
     return 0;
 }
 
+static constexpr bool is_dense(Format format) {
+    return format == Format::float32 || format == Format::bfloat16;
+}
+
+// Chunks of 32 columns, of which K may fill the last in part.
+static constexpr int64_t chunk_count(int64_t k) { return (k + kBlock - 1) / kBlock; }
+
 // Bytes of 32 columns of one row of activations once packed for a matrix of this format.
 static constexpr int64_t packed_chunk_bytes(Format format) {
     switch (format) {
@@ -73,10 +80,10 @@ static constexpr int64_t outlier_row_bytes(int64_t chunks, int64_t pieces) {
 
 // Bytes of scratch for one row: its chunks, and in a block format room for outliers.
 static inline int64_t packed_row_bytes(Format format, int64_t k) {
-    const bool dense = format == Format::float32 || format == Format::bfloat16;
-    const int64_t chunks = (k + kBlock - 1) / kBlock;
+    const int64_t chunks = chunk_count(k);
     const int64_t pieces = (chunks + kFewestPieceChunks - 1) / kFewestPieceChunks;
-    return chunks * packed_chunk_bytes(format) + (dense ? 0 : outlier_row_bytes(chunks, pieces));
+    return chunks * packed_chunk_bytes(format) +
+           (is_dense(format) ? 0 : outlier_row_bytes(chunks, pieces));
 }
 
 struct Matrix {

@@ -302,8 +302,12 @@ HEADRACE_INLINE Ints end_nibbles(Ints sums, Ints start) {
 
 #endif
 
+// Vectors whose exponentials are computed step by step together: one alone would wait for its own
+// results.
+constexpr int kJointExponentials = 4;
+
 // e^x of each vector, with a relative error below 2e-7; exactly 1 at 0 and exactly 0 from -140 down;
-// NaN stays. `most` bounds x. Step by step for all: one vector alone would wait for its own results.
+// NaN stays. `most` bounds x.
 template <int N>
 HEADRACE_INLINE void exponentials(Floats (&x)[N], float most = 89.0f) {
     Floats n[N], p[N];
