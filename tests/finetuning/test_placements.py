@@ -116,7 +116,7 @@ def test_sigterm_saves_on_all_processes_and_exits_with_its_own_status(
     assert not alive
 
 
-def test_one_process_that_dies_ends_the_others(tiny_model, rows_file, tmp_path):
+def test_one_process_that_dies_ends_the_others_and_is_named(tiny_model, rows_file, tmp_path):
     out = tmp_path / "out"
     arguments = ("--placement", "ddp", "--max-steps", "100000", "--save-every", "2")
     process = subprocess.Popen(
@@ -132,10 +132,16 @@ def test_one_process_that_dies_ends_the_others(tiny_model, rows_file, tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         workers = psutil.Process(process.pid).children()
-        second = next(worker for worker in workers if worker.environ()["RANK"] == "1")
+        first, second = sorted(workers, key=lambda worker: worker.environ()["RANK"])
+        # Busy elsewhere: both are at their end when the launcher looks.
+        process.send_signal(signal.SIGSTOP)
         second.kill()
+        while first.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGCONT)
         said, _ = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 1, said
-    assert "--resume continues from the last checkpoint" in said
+    assert "process 1 was ended by SIGKILL; --resume continues from the last checkpoint" in said

@@ -34,7 +34,7 @@ def run_processes(
         environment: Variables beside those of this process.
 
     Returns:
-        The status of the process that failed first, else that of rank 0.
+        The status of the process whose failure the others follow from, else that of rank 0.
     """
     logs.mkdir(parents=True, exist_ok=True)
     with _Signals() as signals:
@@ -86,22 +86,22 @@ def _start(
 
 
 def _wait(workers: Sequence[subprocess.Popen[bytes]], signals: _Signals, logs: Path) -> ExitStatus:
-    failed: int | None = None
+    failures: list[int] = []
     deadline = 0.0
     while any(worker.poll() is None for worker in workers):
         for number in signals.take():
             for worker in workers:
                 worker.send_signal(number)
-        if failed is None:
-            failed = next((r for r, w in enumerate(workers) if w.poll() not in _CLEAN), None)
+        _add_failures(failures, workers)
+        if not failures:
             deadline = time.monotonic() + _GRACE_SECONDS
         elif time.monotonic() > deadline:
             break
         time.sleep(_POLL_SECONDS)
-    if failed is None:
-        failed = next((r for r, w in enumerate(workers) if w.poll() not in _CLEAN), None)
-    if failed is None:
+    _add_failures(failures, workers)
+    if not failures:
         return ExitStatus(workers[0].returncode)
+    failed = min(failures, key=lambda rank: not _was_killed(workers[rank]))
     status = workers[failed].returncode
     if failed:
         _show_tail(logs / f"rank-{failed}.log", failed)
@@ -115,7 +115,22 @@ def _wait(workers: Sequence[subprocess.Popen[bytes]], signals: _Signals, logs: P
     return ExitStatus(status) if status in set(ExitStatus) else ExitStatus.FAILED
 
 
-_CLEAN = (None, ExitStatus.DONE, ExitStatus.INTERRUPTED)
+def _add_failures(failures: list[int], workers: Sequence[subprocess.Popen[bytes]]) -> None:
+    clean = (None, ExitStatus.DONE, ExitStatus.INTERRUPTED)
+    failures.extend(
+        rank
+        for rank, worker in enumerate(workers)
+        if worker.poll() not in clean and rank not in failures
+    )
+
+
+def _was_killed(worker: subprocess.Popen[bytes]) -> bool:
+    """Whether its end is no consequence of another's.
+
+    A process that dies closes its sockets before its end can be seen, so that another may have
+    failed of that already: with an exception, or, where a library's thread found it, an abort.
+    """
+    return worker.returncode < 0 and worker.returncode != -signal.SIGABRT
 
 
 def _show_tail(log: Path, rank: int) -> None:
