@@ -66,25 +66,30 @@ class LogitsHarness:
 
     def step(self, batch: Sequence[tuple[int, int, Sequence[int]]]) -> list[torch.Tensor]:
         """One step over (row, start, token ids) entries; logits [tokens, vocab] of each."""
+        lengths = [len(ids) for _, _, ids in batch]
+        return list(self.sampled(batch, range(sum(lengths))).split(lengths))
+
+    def sampled(
+        self, batch: Sequence[tuple[int, int, Sequence[int]]], tokens: Sequence[int]
+    ) -> torch.Tensor:
+        """One step over (row, start, token ids) entries; logits of these among all its tokens."""
         entries = [ScheduledTokens(row, start, ids, samples=True) for row, start, ids in batch]
         host = self._buffers.begin()
         size = write_batch(
             host, entries, self._buffers.block_tables, BLOCK_SIZE, self._adapter_of_row
         )
-        total = size.num_tokens
-        host.sampled_tokens[:total] = range(total)
+        host.sampled_tokens[: len(tokens)] = tokens
         self._buffers.publish(size.num_tokens, size.num_sequences)
         numbers = (
-            total,
+            size.num_tokens,
             size.num_sequences,
-            total,
+            len(tokens),
             size.max_query_length,
             size.max_context_length,
         )
         (self._adapted_body if size.uses_adapters else self._body).run(*numbers)
         self._head.run(*numbers)
-        logits = self._activations.logits[:total].clone().cpu()
-        return list(logits.split([len(ids) for _, _, ids in batch]))
+        return self._activations.logits[: len(tokens)].clone().cpu()
 
 
 def in_one_go(harness: LogitsHarness, ids: list[int]) -> torch.Tensor:

@@ -143,6 +143,25 @@ def test_float32_logits_however_the_sequence_is_cut(
             assert error.max() < 2e-4, (backend.name, way)
 
 
+def test_what_is_sampled_beside_a_token_does_not_change_its_logits(
+    saved: tuple[Path, PreTrainedModel], token_ids: list[int]
+) -> None:
+    """The last layer is computed for sampled tokens only, in whatever order they are asked for."""
+    directory, _ = saved
+    checkpoint = resolve(str(directory))
+    batch, chosen = [(0, 0, token_ids[:9]), (1, 0, token_ids[9:10]), (2, 0, token_ids)], [59, 8, 9]
+    for backend in backends(torch.float32, checkpoint.config):
+        decoder = load_decoder(checkpoint, backend.operations)
+        harness = LogitsHarness(checkpoint.config, decoder, backend)
+        for row in range(3):
+            harness.set_blocks(row, list(range(8 * row, 8 * row + 8)))
+        every = torch.cat(harness.step(batch))
+        few = harness.sampled(batch, chosen)
+        if backend.name == "native":
+            assert torch.equal(few, every[chosen])
+        torch.testing.assert_close(few, every[chosen])
+
+
 def test_bfloat16_logits_are_no_worse_than_transformers_own(
     saved: tuple[Path, PreTrainedModel], token_ids: list[int]
 ) -> None:

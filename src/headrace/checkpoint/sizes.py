@@ -68,7 +68,8 @@ def step_buffer_bytes(
 
     A token has its residual stream, two more hidden states (the projections' input and what a
     block adds), queries, keys and values, attention's output, the gate and up projections, their
-    product, and the final hidden state; a row has its logits in float32.
+    product, and, once it is sampled, its residual stream (where that is wider than an activation)
+    and final hidden state; a row has its logits in float32.
 
     Args:
         config: The architecture.
@@ -83,7 +84,8 @@ def step_buffer_bytes(
         + 2 * config.kv_size
         + 3 * config.intermediate_size
     )
-    per_token = elements * activation_bytes + config.hidden_size * residual_bytes
+    residuals = 2 if residual_bytes != activation_bytes else 1
+    per_token = elements * activation_bytes + residuals * config.hidden_size * residual_bytes
     return max_tokens * per_token + min(max_rows, max_tokens) * config.vocab_size * 4
 
 

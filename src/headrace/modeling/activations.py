@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -22,6 +22,8 @@ class Activations:
         delta: [T, hidden] what a block adds to the residual stream.
         gate_up: [T, 2 * intermediate].
         activated: [T, intermediate].
+        sampled_residual: [R, hidden] residual stream of the sampled tokens; where its dtype is that
+            of activations the memory of ``final``, whose norm overwrites it row by row.
         final: [R, hidden] normalised hidden state of the sampled tokens; as many rows as T, since
             prompt log-probabilities want every token.
         logits: [R, vocab] float32, of as many rows as the head computes at once.
@@ -34,6 +36,7 @@ class Activations:
     delta: torch.Tensor
     gate_up: torch.Tensor
     activated: torch.Tensor
+    sampled_residual: torch.Tensor
     final: torch.Tensor
     logits: torch.Tensor
 
@@ -46,6 +49,8 @@ class Activations:
         def rows(width: int, dtype: torch.dtype = operations.activation_dtype) -> torch.Tensor:
             return torch.zeros(max_tokens, width, dtype=dtype, device=operations.device)
 
+        final = rows(config.hidden_size)
+        wide_residual = operations.residual_dtype != operations.activation_dtype
         return cls(
             residual=rows(config.hidden_size, operations.residual_dtype),
             normed=rows(config.hidden_size),
@@ -54,7 +59,10 @@ class Activations:
             delta=rows(config.hidden_size),
             gate_up=rows(2 * config.intermediate_size),
             activated=rows(config.intermediate_size),
-            final=rows(config.hidden_size),
+            sampled_residual=(
+                rows(config.hidden_size, operations.residual_dtype) if wide_residual else final
+            ),
+            final=final,
             logits=torch.zeros(
                 max_logit_rows, config.vocab_size, dtype=torch.float32, device=operations.device
             ),
@@ -70,6 +78,7 @@ class Activations:
             delta=self.delta[:num_tokens],
             gate_up=self.gate_up[:num_tokens],
             activated=self.activated[:num_tokens],
+            sampled_residual=self.sampled_residual[:num_sampled],
             final=self.final[:num_sampled],
             logits=self.logits[:num_sampled],
         )
@@ -77,17 +86,5 @@ class Activations:
     @property
     def num_bytes(self) -> int:
         """Bytes held by all buffers together."""
-        return sum(
-            buffer.nbytes
-            for buffer in (
-                self.residual,
-                self.normed,
-                self.qkv,
-                self.attended,
-                self.delta,
-                self.gate_up,
-                self.activated,
-                self.final,
-                self.logits,
-            )
-        )
+        buffers = [getattr(self, field.name) for field in fields(self)]
+        return sum({buffer.data_ptr(): buffer.nbytes for buffer in buffers}.values())

@@ -24,6 +24,7 @@ from headrace.modeling.operations import (
     Linear,
     Operations,
 )
+from headrace.modeling.sampled_rows import finish, keep_sampled, narrows
 from headrace.modeling.step import StepInputs
 
 
@@ -76,6 +77,8 @@ class Decoder:
         if updates is None and isinstance(ops, FusedOperations):
             fused_body(self, step, buffers, caches)
             return
+        # An adapter's updates are looked up by token.
+        sampled_only = updates is None and narrows(step)
         ops.embed(step.token_ids, self.embedding, buffers.residual)
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
             if index == 0:
@@ -90,6 +93,8 @@ class Decoder:
                 buffers.qkv, self.cos_sin, layer.head_norm, layer.attention, cache, step
             )
             ops.attention(buffers.qkv, layer.attention, cache, step, buffers.attended)
+            if sampled_only and index == len(self.layers) - 1:
+                buffers = keep_sampled(ops, step, buffers)
             self._linear(buffers.attended, layer.output, update.output, step, buffers.delta)
             ops.add_rms_norm(
                 buffers.delta, buffers.residual, layer.post_attention_norm, eps, buffers.normed
@@ -100,14 +105,7 @@ class Decoder:
                 self._linear(buffers.normed, layer.gate_up, update.gate_up, step, buffers.gate_up)
                 ops.silu_mul(buffers.gate_up, buffers.activated)
             self._linear(buffers.activated, layer.down, update.down, step, buffers.delta)
-        ops.gather_add_rms_norm(
-            buffers.delta,
-            buffers.residual,
-            self.final_norm,
-            eps,
-            step.sampled_tokens,
-            buffers.final,
-        )
+        finish(ops, self.final_norm, eps, step, buffers, sampled_only)
 
     def _linear(
         self,

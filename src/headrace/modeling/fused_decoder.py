@@ -1,20 +1,19 @@
 """The decoder's forward in fewer launches, for backends that fuse across ``Operations``.
 
 The same computation as ``Decoder.body``. What is gained: a projection may add to the residual
-stream itself, and behind the last layer's attention only the tokens that are sampled go on, which
-spares a prompt most of a layer.
+stream itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 
 from headrace.modeling.activations import Activations
 from headrace.modeling.operations import LayerCache, Linear
+from headrace.modeling.sampled_rows import finish, keep_sampled, narrows
 from headrace.modeling.step import StepInputs
 
 if TYPE_CHECKING:
@@ -41,9 +40,6 @@ class FusedOperations(Protocol):
             delta: [T, N] scratch.
         """
 
-    def gather_rows(self, source: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
-        """out[R, W] = source[rows]."""
-
 
 def fused_body(
     decoder: Decoder, step: StepInputs, buffers: Activations, caches: Sequence[LayerCache]
@@ -56,7 +52,7 @@ def fused_body(
     ops, eps, layers = decoder.operations, decoder.norm_eps, decoder.layers
     if not isinstance(ops, FusedOperations):
         raise TypeError(f"{type(ops).__name__} does not fuse operations")
-    sampled_only = step.max_query_length > 1
+    sampled_only = narrows(step)
     ops.embed(step.token_ids, decoder.embedding, buffers.residual)
     ops.rms_norm(buffers.residual, layers[0].input_norm, eps, buffers.normed)
     for layer, following, cache in zip(layers, (*layers[1:], None), caches, strict=True):
@@ -66,7 +62,7 @@ def fused_body(
         )
         ops.attention(buffers.qkv, layer.attention, cache, step, buffers.attended)
         if following is None and sampled_only:
-            buffers = _of_sampled_tokens(ops, step, buffers)
+            buffers = keep_sampled(decoder.operations, step, buffers)
         ops.linear_add_rms_norm(
             buffers.attended,
             layer.output,
@@ -88,36 +84,4 @@ def fused_body(
                 buffers.normed,
             )
     ops.linear(buffers.activated, layers[-1].down, buffers.delta)
-    if sampled_only:
-        ops.add_rms_norm(buffers.delta, buffers.residual, decoder.final_norm, eps, buffers.final)
-    else:
-        ops.gather_add_rms_norm(
-            buffers.delta,
-            buffers.residual,
-            decoder.final_norm,
-            eps,
-            step.sampled_tokens,
-            buffers.final,
-        )
-
-
-def _of_sampled_tokens(ops: FusedOperations, step: StepInputs, buffers: Activations) -> Activations:
-    """The buffers' first R rows, attention's output and the residual stream of sampled tokens.
-
-    Gathered into buffers that the layer no longer needs: that of the projection, which is wider,
-    and that of the result, which the final norm overwrites row by row.
-    """
-    rows = step.sampled_tokens
-    count, width = rows.shape[0], buffers.attended.shape[1]
-    attended, residual = buffers.qkv[:count, :width], buffers.final[:count]
-    ops.gather_rows(buffers.attended, rows, attended)
-    ops.gather_rows(buffers.residual, rows, residual)
-    return replace(
-        buffers,
-        attended=attended,
-        residual=residual,
-        normed=buffers.normed[:count],
-        delta=buffers.delta[:count],
-        gate_up=buffers.gate_up[:count],
-        activated=buffers.activated[:count],
-    )
+    finish(decoder.operations, decoder.final_norm, eps, step, buffers, sampled_only)

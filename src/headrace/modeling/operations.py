@@ -174,6 +174,9 @@ class Operations(Protocol):
     ) -> None:
         """out[T, heads * head_dim] = causal attention of the rotated queries over the pages."""
 
+    def gather_rows(self, source: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """out[R, W] = source[rows]; rows that are computed from ``out`` are R as well."""
+
     def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
         """out[T, I] = silu(gate_up[:, :I]) * gate_up[:, I:]."""
 

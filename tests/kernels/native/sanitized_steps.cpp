@@ -99,9 +99,8 @@ void run_model(Format format, Type type, Type cache_type) {
     program.limit_sequences(kSequences);
     program.limit_sampled(kSampled);
     program.add(Embed{ids.get(), table.matrix, residual.get()});
-    program.add(Norm{nullptr, type, residual.get(), norm_weight.get(), 1e-5f, nullptr,
-                     normed.get(), type, hidden},
-                "norm");
+    program.add(Norm{Rows::tokens, nullptr, type, residual.get(), norm_weight.get(), 1e-5f, nullptr,
+                     normed.get(), type, hidden});
     program.add(LinearCall{Rows::tokens, normed.get(), type, qkv_weight.matrix,
                            bias.get(), false, qkv.get(), type, nullptr});
     program.add(LowRank{normed.get(), type, hidden, low.get(), high.get(), pieces, scales, columns,
@@ -112,19 +111,21 @@ void run_model(Format format, Type type, Type cache_type) {
                           rows.get(), tables.get(), kSequences, kPages, attended.get()});
     program.add(LinearCall{Rows::tokens, attended.get(), type, output.matrix,
                            nullptr, false, delta.get(), type, nullptr});
-    program.add(Norm{delta.get(), type, residual.get(), norm_weight.get(), 1e-5f, nullptr,
-                     normed.get(), type, hidden},
-                "norm");
+    program.add(Norm{Rows::tokens, delta.get(), type, residual.get(), norm_weight.get(), 1e-5f,
+                     nullptr, normed.get(), type, hidden});
     program.add(LinearCall{Rows::tokens, normed.get(), type, gate_up_weight.matrix,
                            nullptr, false, gate_up.get(), type, nullptr});
-    program.add(Activation{gate_up.get(), activated.get(), type, width});
+    program.add(Activation{Rows::tokens, gate_up.get(), activated.get(), type, width});
     program.add(LinearCall{Rows::tokens, normed.get(), type, gate_up_weight.matrix, nullptr, true,
                            activated.get(), type, nullptr});
     program.add(LinearCall{Rows::tokens, activated.get(), type, down.matrix, nullptr,
                            false, delta.get(), type, nullptr});
-    program.add(Norm{delta.get(), type, residual.get(), norm_weight.get(), 1e-5f, sampled.get(),
-                     final_rows.get(), type, hidden},
-                "norm");
+    program.add(Norm{Rows::sampled, delta.get(), type, residual.get(), norm_weight.get(), 1e-5f,
+                     sampled.get(), final_rows.get(), type, hidden});
+    program.add(GatherRows{delta.get(), hidden * static_cast<int64_t>(sizeof(Element)),
+                           sampled.get(), final_rows.get()});
+    program.add(Norm{Rows::sampled, final_rows.get(), type, residual.get(), norm_weight.get(),
+                     1e-5f, nullptr, normed.get(), type, hidden});
     program.add(LinearCall{Rows::sampled, final_rows.get(), type, head.matrix,
                            nullptr, false, logits.get(), Type::float32, nullptr});
     Heap<uint8_t> scratch(static_cast<size_t>(program.scratch_bytes()));

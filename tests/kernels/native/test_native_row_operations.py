@@ -50,6 +50,16 @@ def test_norms(backend: NativeCpuBackend, dtype: torch.dtype, hidden: int) -> No
     close(out, expected, dtype)
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_gather_rows(backend: NativeCpuBackend, dtype: torch.dtype, width: int) -> None:
+    source, rows = torch.randn(5, width).to(dtype), torch.tensor([4, 0, 4], dtype=torch.int32)
+    out = torch.empty(4, width, dtype=dtype)
+    backend.operations.gather_rows(source, rows, out[:3])
+    assert torch.equal(out[:3], source[rows.long()])
+    with pytest.raises(IndexError, match=r"sampled_tokens\[1\] is 5, which is not in \[0, 5\)"):
+        backend.operations.gather_rows(source, torch.tensor([0, 5], dtype=torch.int32), out[:2])
+
+
 @pytest.mark.parametrize("width", [*WIDTHS, 1536])
 def test_silu_mul(backend: NativeCpuBackend, dtype: torch.dtype, width: int) -> None:
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ void activate(const Activation& call, const Step& step, Worker& worker) {
     const int64_t width = call.width;
     const int64_t segments = (width + kSegment - 1) / kSegment;
     int64_t task = 0;
-    while (worker.take(step.tokens * segments, task)) {
+    while (worker.take(row_count(call.rows, step) * segments, task)) {
         const int64_t row = task / segments;
         const int64_t first = task % segments * kSegment;
         const int64_t last = first + kSegment < width ? first + kSegment : width;

@@ -1,4 +1,4 @@
-// Embedding lookup out of an interleaved matrix, which the head may share.
+// Embedding lookup out of an interleaved matrix, which the head may share, and rows out of a buffer.
 #include "kernel_table.hpp"
 #include "vector.hpp"
 
@@ -60,6 +60,16 @@ void embed(const Embed& call, const Step& step, Worker& worker) {
         } else {
             read_block_row(table, tile, id % kTileRows, out);
         }
+    }
+}
+
+void gather_rows(const GatherRows& call, const Step& step, Worker& worker) {
+    const auto* source = static_cast<const uint8_t*>(call.source);
+    auto* out = static_cast<uint8_t*>(call.out);
+    int64_t r = 0;
+    while (worker.take(step.sampled, r)) {
+        __builtin_memcpy(out + r * call.row_bytes, source + call.rows[r] * call.row_bytes,
+                         static_cast<size_t>(call.row_bytes));
     }
 }
 

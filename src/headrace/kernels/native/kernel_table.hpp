@@ -99,13 +99,22 @@ struct Embed {
     float* out;
 };
 
+// out[r] = source[rows[r]] for each sampled token r.
+struct GatherRows {
+    const void* source;
+    int64_t row_bytes;
+    const int32_t* rows;
+    void* out;
+};
+
 struct Norm {
+    Rows rows;
     const void* delta;  // null: nothing is added
     Type delta_type;
     float* residual;
     const float* weight;
     float eps;
-    const int32_t* sampled;  // null: every token; the residual is then updated
+    const int32_t* gathered;  // of which token each row is; null: the residual is updated
     void* out;
     Type out_type;
     int64_t hidden;
@@ -206,6 +215,7 @@ constexpr int64_t kPartialHeader = 16;
 static inline int64_t partial_slot_floats(int64_t dim) { return 12 * (kPartialHeader + dim); }
 
 struct Activation {
+    Rows rows;
     const void* gate_up;
     void* out;
     Type type;
@@ -280,6 +290,7 @@ static inline int64_t sampling_scratch_floats(int64_t vocab, int64_t workers) {
 struct KernelTable {
     const char* name;
     void (*embed)(const Embed&, const Step&, Worker&);
+    void (*gather_rows)(const GatherRows&, const Step&, Worker&);
     void (*norm)(const Norm&, const Step&, Worker&);
     void (*linear)(const LinearCall&, const Step&, Worker&);
     LinearPlan (*default_plan)(Format, int64_t rows);

@@ -122,9 +122,25 @@ class PyProgram {
         keep({table.array});
     }
 
-    void norm(OptionalArray delta, Array residual, Array weight, float eps, OptionalArray sampled,
-              Array out) {
+    void gather_rows(Array source, Array rows, Array out) {
+        GatherRows call{};
+        check_same_type("out", float_type("out", out), float_type("source", source));
+        check_shape("source", source, {kAny, kAny});
+        const auto width = static_cast<int64_t>(source.shape(1));
+        check_shape("out", out, {kAny, width});
+        call.source = source.data();
+        call.row_bytes = width * static_cast<int64_t>(source.itemsize());
+        call.rows = integers("rows", rows, {kAny});
+        call.out = out.data();
+        program_->add(call);
+        token_rows({source});
+        sampled_rows({rows, out});
+    }
+
+    void norm(OptionalArray delta, Array residual, Array weight, float eps, OptionalArray gathered,
+              Array out, bool sampled) {
         Norm call{};
+        call.rows = sampled || gathered ? Rows::sampled : Rows::tokens;
         check_shape("weight", weight, {kAny});
         call.hidden = static_cast<int64_t>(weight.shape(0));
         call.weight = floats("weight", weight, {call.hidden});
@@ -134,18 +150,18 @@ class PyProgram {
             call.delta_type = float_type("delta", *delta);
             check_shape("delta", *delta, {kAny, call.hidden});
             call.delta = delta->data();
-            token_rows({*delta});
+            rows_of(sampled, {*delta});
         }
-        if (sampled) {
-            call.sampled = integers("sampled_tokens", *sampled, {kAny});
-            sampled_rows({*sampled, out});
+        if (gathered) {
+            call.gathered = integers("sampled_tokens", *gathered, {kAny});
+            sampled_rows({*gathered, out});
         }
         call.out_type = float_type("out", out);
         check_shape("out", out, {kAny, call.hidden});
         call.out = out.data();
-        program_->add(call, "norm");
-        token_rows({residual});
-        if (!sampled) token_rows({out});
+        program_->add(call);
+        rows_of(sampled, {residual});
+        if (!gathered) rows_of(sampled, {out});
         keep({weight});
     }
 
@@ -174,11 +190,7 @@ class PyProgram {
         check_shape("out", out, {kAny, width});
         call.out = out.data();
         program_->add(call);
-        if (sampled) {
-            sampled_rows({x, out});
-        } else {
-            token_rows({x, out});
-        }
+        rows_of(sampled, {x, out});
         keep({weight.array});
     }
 
@@ -238,8 +250,9 @@ class PyProgram {
         keep({cache.blocks, query_start, block_tables});
     }
 
-    void activation(Array gate_up, Array out) {
+    void activation(Array gate_up, Array out, bool sampled) {
         Activation call{};
+        call.rows = sampled ? Rows::sampled : Rows::tokens;
         call.type = float_type("gate_up", gate_up);
         check_same_type("out", float_type("out", out), call.type);
         check_shape("out", out, {kAny, kAny});
@@ -248,7 +261,7 @@ class PyProgram {
         call.gate_up = gate_up.data();
         call.out = out.data();
         program_->add(call);
-        token_rows({gate_up, out});
+        rows_of(sampled, {gate_up, out});
     }
 
     void low_rank(Array x, Array down, Array up, Array pieces, Array scales, Array columns,
@@ -381,6 +394,10 @@ class PyProgram {
         keep(arrays);
     }
 
+    void rows_of(bool sampled, std::initializer_list<Array> arrays) {
+        sampled ? sampled_rows(arrays) : token_rows(arrays);
+    }
+
     void keep(std::initializer_list<Array> arrays) {
         kept_.insert(kept_.end(), arrays.begin(), arrays.end());
     }
@@ -427,9 +444,11 @@ NB_MODULE(_native, module) {
         .def(nb::init<const std::string&>(), "kernels"_a)
         .def("embed", &PyProgram::embed, "token_ids"_a.noconvert(), "table"_a,
              "out"_a.noconvert())
+        .def("gather_rows", &PyProgram::gather_rows, "source"_a.noconvert(), "rows"_a.noconvert(),
+             "out"_a.noconvert())
         .def("norm", &PyProgram::norm, "delta"_a.noconvert().none(), "residual"_a.noconvert(),
              "weight"_a.noconvert(), "eps"_a, "sampled_tokens"_a.noconvert().none(),
-             "out"_a.noconvert())
+             "out"_a.noconvert(), "sampled"_a = false)
         .def("linear", &PyProgram::linear, "x"_a.noconvert(), "weight"_a,
              "bias"_a.noconvert().none(), "out"_a.noconvert(), "sampled"_a,
              "gated"_a = false)
@@ -440,7 +459,8 @@ NB_MODULE(_native, module) {
              "num_heads"_a, "cache"_a, "query_start"_a.noconvert(),
              "context_lengths"_a.noconvert(), "rows"_a.noconvert(), "block_tables"_a.noconvert(),
              "out"_a.noconvert())
-        .def("activation", &PyProgram::activation, "gate_up"_a.noconvert(), "out"_a.noconvert())
+        .def("activation", &PyProgram::activation, "gate_up"_a.noconvert(), "out"_a.noconvert(),
+             "sampled"_a = false)
         .def("low_rank", &PyProgram::low_rank, "x"_a.noconvert(), "down"_a.noconvert(),
              "up"_a.noconvert(), "pieces"_a.noconvert(), "scales"_a.noconvert(),
              "columns"_a.noconvert(), "adapter_of_token"_a.noconvert(), "out"_a.noconvert())

@@ -204,15 +204,24 @@ void Program::add(const Embed& call) {
     });
 }
 
-void Program::add(const Norm& call, const char* name) {
-    if (call.sampled != nullptr) {
-        add_check("sampled " + address(call.sampled), [call](const Step& step) {
-            for (int64_t r = 0; r < step.sampled; ++r) {
-                check_range("sampled_tokens", r, call.sampled[r], step.tokens);
-            }
-        });
-    }
-    add_operation(name, [run = kernels_.norm, call](const Run& given, Worker& worker) {
+void Program::check_sampled(const int32_t* sampled) {
+    add_check("sampled " + address(sampled), [sampled](const Step& step) {
+        for (int64_t r = 0; r < step.sampled; ++r) {
+            check_range("sampled_tokens", r, sampled[r], step.tokens);
+        }
+    });
+}
+
+void Program::add(const GatherRows& call) {
+    check_sampled(call.rows);
+    add_operation("gather", [run = kernels_.gather_rows, call](const Run& given, Worker& worker) {
+        run(call, given.step, worker);
+    });
+}
+
+void Program::add(const Norm& call) {
+    if (call.gathered != nullptr) check_sampled(call.gathered);
+    add_operation("norm", [run = kernels_.norm, call](const Run& given, Worker& worker) {
         run(call, given.step, worker);
     });
 }

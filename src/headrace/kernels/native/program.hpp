@@ -28,7 +28,8 @@ class Program : public std::enable_shared_from_this<Program> {
     void limit_sampled(int64_t rows);
 
     void add(const Embed& call);
-    void add(const Norm& call, const char* name);
+    void add(const GatherRows& call);
+    void add(const Norm& call);
     void add(const LinearCall& call);
     void add(const Rotary& call);
     void add(const Attention& call);
@@ -87,6 +88,7 @@ class Program : public std::enable_shared_from_this<Program> {
     void check_scratch() const;
     void replay(const Run& run, Worker& worker);
     void add_check(std::string key, Check check);
+    void check_sampled(const int32_t* sampled);
 
     const KernelTable& kernels_;
     Step capacity_{INT32_MAX, INT32_MAX, INT32_MAX};

@@ -4,6 +4,7 @@
 namespace headrace::HEADRACE_ISA {
 
 void embed(const Embed&, const Step&, Worker&);
+void gather_rows(const GatherRows&, const Step&, Worker&);
 void norm(const Norm&, const Step&, Worker&);
 void linear(const LinearCall&, const Step&, Worker&);
 LinearPlan default_plan(Format, int64_t);
@@ -20,7 +21,8 @@ void draw(const Draw&, Worker&);
 #define HEADRACE_STRING_(x) #x
 #define HEADRACE_STRING(x) HEADRACE_STRING_(x)
 
-const KernelTable kernels = {HEADRACE_STRING(HEADRACE_ISA), embed, norm, linear, default_plan,
-                             has_rows, rotary, attention, fold_attention, activation, low_rank, greedy, logprobs, draw};
+const KernelTable kernels = {HEADRACE_STRING(HEADRACE_ISA), embed, gather_rows, norm, linear,
+                             default_plan, has_rows, rotary, attention, fold_attention, activation,
+                             low_rank, greedy, logprobs, draw};
 
 }  // namespace headrace::HEADRACE_ISA

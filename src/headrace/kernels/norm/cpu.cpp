@@ -8,14 +8,14 @@ namespace {
 template <class Delta, class Out>
 void normalise_rows(const Norm& call, const Step& step, Worker& worker) {
     const int64_t hidden = call.hidden;
-    const int64_t rows = call.sampled != nullptr ? step.sampled : step.tokens;
+    const int64_t rows = row_count(call.rows, step);
     int64_t row = 0;
     while (worker.take(rows, row)) {
-        const int64_t token = call.sampled != nullptr ? call.sampled[row] : row;
+        const int64_t token = call.gathered != nullptr ? call.gathered[row] : row;
         const auto* delta = static_cast<const typename Delta::Storage*>(call.delta);
         float* residual = call.residual + token * hidden;
         auto* out = static_cast<typename Out::Storage*>(call.out) + row * hidden;
-        const bool update = delta != nullptr && call.sampled == nullptr;
+        const bool update = delta != nullptr && call.gathered == nullptr;
         Floats squares = zeros();
         for (int64_t i = 0; i < hidden; i += kWidth) {
             Floats x = load_first<Float32>(residual + i, hidden - i);

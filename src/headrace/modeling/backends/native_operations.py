@@ -111,7 +111,8 @@ class NativeOperations:
         self._quantized = quantized
         self._extension = native.extension()
         self._recording: Any = None
-        self._sampled_buffers: set[int] = set()
+        # Addresses of buffers that hold a row for each sampled token, while a program is recorded.
+        self._sampled: set[int] = set()
         self._shared: list[tuple[weakref.ref[torch.Tensor], NativeMatrix]] = []
 
     @property
@@ -133,12 +134,12 @@ class NativeOperations:
         """The extension's program of the calls that ``computation`` makes on these buffers."""
         program = self._extension.Program(self._instruction_set)
         self._recording = program
-        self._sampled_buffers = {activations.final.data_ptr(), activations.logits.data_ptr()}
+        self._sampled = {activations.final.data_ptr()}
         try:
             computation(step, activations)
         finally:
             self._recording = None
-            self._sampled_buffers = set()
+            self._sampled = set()
         program.set_scratch(torch.empty(program.scratch_bytes, dtype=torch.uint8))
         return program
 
@@ -191,6 +192,7 @@ class NativeOperations:
 
     def embed(self, token_ids: torch.Tensor, table: NativeMatrix, out: torch.Tensor) -> None:
         """out[T, hidden] (residual dtype) = table[token_ids]."""
+        self._follow(token_ids, out)
         self._call(lambda program: program.embed(token_ids, table.handle, out), len(token_ids))
 
     def rms_norm(
@@ -212,7 +214,7 @@ class NativeOperations:
 
     def linear(self, x: torch.Tensor, weight: NativeMatrix, out: torch.Tensor) -> None:
         """out[T, N] = x[T, K] @ weight.T + bias; ``out`` may be wider in dtype than ``x``."""
-        sampled = x.data_ptr() in self._sampled_buffers
+        sampled = self._follow(x, out)
         self._call(
             lambda program: program.linear(x, weight.handle, weight.bias, out, sampled),
             tokens=len(x),
@@ -273,6 +275,7 @@ class NativeOperations:
         out: torch.Tensor,
     ) -> None:
         """out[T, heads * head_dim] = causal attention of the rotated queries over the pages."""
+        self._follow(qkv, out)
         self._call(
             lambda program: program.attention(
                 qkv,
@@ -292,7 +295,17 @@ class NativeOperations:
 
     def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
         """out[T, I] = silu(gate_up[:, :I]) * gate_up[:, I:]."""
-        self._call(lambda program: program.activation(gate_up, out), tokens=len(gate_up))
+        sampled = self._follow(gate_up, out)
+        self._call(lambda program: program.activation(gate_up, out, sampled), tokens=len(gate_up))
+
+    def gather_rows(self, source: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
+        """out[R, W] = source[rows]; rows that are computed from ``out`` are R as well."""
+        self._sampled.add(out.data_ptr())
+        self._call(
+            lambda program: program.gather_rows(source, rows, out),
+            tokens=len(source),
+            sampled=len(rows),
+        )
 
     def gated_linear(
         self, x: torch.Tensor, weight: NativeMatrix, gate_up: torch.Tensor, out: torch.Tensor
@@ -302,10 +315,9 @@ class NativeOperations:
             self.linear(x, weight, gate_up)
             self.silu_mul(gate_up, out)
             return
+        sampled = self._follow(x, out)
         self._call(
-            lambda program: program.linear(
-                x, weight.handle, weight.bias, out, sampled=False, gated=True
-            ),
+            lambda program: program.linear(x, weight.handle, weight.bias, out, sampled, gated=True),
             tokens=len(x),
         )
 
@@ -323,6 +335,12 @@ class NativeOperations:
 
     # Inside.
 
+    def _follow(self, x: torch.Tensor, out: torch.Tensor) -> bool:
+        """Whether ``x``, and so ``out``, which is computed from it, has a row a sampled token."""
+        sampled = x.data_ptr() in self._sampled
+        (self._sampled.add if sampled else self._sampled.discard)(out.data_ptr())
+        return sampled
+
     def _norm(
         self,
         delta: torch.Tensor | None,
@@ -333,8 +351,11 @@ class NativeOperations:
         out: torch.Tensor,
     ) -> None:
         wide = weight.float()
+        sampled = self._follow(residual, out)
+        if sampled_tokens is not None:
+            self._sampled.add(out.data_ptr())
         self._call(
-            lambda program: program.norm(delta, residual, wide, eps, sampled_tokens, out),
+            lambda program: program.norm(delta, residual, wide, eps, sampled_tokens, out, sampled),
             tokens=len(residual),
             sampled=0 if sampled_tokens is None else len(sampled_tokens),
         )
@@ -349,6 +370,7 @@ class NativeOperations:
         if self._recording is not None:
             call(self._recording)
             return
+        self._sampled.clear()  # Of what computes at once nothing is known to a later call.
         program = self._extension.Program(self._instruction_set)
         call(program)
         program.set_scratch(torch.empty(program.scratch_bytes, dtype=torch.uint8))

@@ -170,6 +170,9 @@ class TorchOperations:
     ) -> None:
         add_low_rank(x, stack, step.adapter_of_token, out)
 
+    def gather_rows(self, source: torch.Tensor, rows: torch.Tensor, out: torch.Tensor) -> None:
+        torch.index_select(source, 0, rows, out=out)
+
     def silu_mul(self, gate_up: torch.Tensor, out: torch.Tensor) -> None:
         gate, up = gate_up.chunk(2, dim=-1)
         torch.mul(F.silu(gate), up, out=out)
