@@ -28,6 +28,7 @@ _CALLS = {
     "attention": "attention",
     "attention fold": "attention",
     "embed": "embedding",
+    "gather": "embedding",
     "activation": "gate and up",
 }
 
