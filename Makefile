@@ -20,7 +20,7 @@ MODEL ?=
 ARGS ?=
 PYTEST_ARGS ?=
 
-.PHONY: help serve chat doctor test lint types pytest pytest-alone pytest-shared format clean
+.PHONY: help serve chat doctor test test-avx512 lint types pytest pytest-alone pytest-shared format clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,18 @@ pytest-alone: $(VENV)/installed-dev
 pytest-shared: $(VENV)/installed-dev
 	$(BESIDE) $(BIN)/python -m pytest -v --no-header -n auto --dist loadfile --no-loadscope-reorder \
 		$(addprefix --ignore=,$(ALONE)) --durations=20 $(PYTEST_ARGS)
+
+# Where CI or a developer has no AVX-512, its kernels are compiled but not run. Not part of `test`,
+# since the emulation takes a minute or two to compile.
+EMULATED := build/emulated-avx512
+test-avx512: $(VENV)/installed-dev ## Test AVX-512's native kernels with the instructions emulated
+	$(PIP_INSTALL) cmake nanobind
+	$(BIN)/cmake -S tests/kernels/native/emulated -B $(EMULATED) \
+		-DPython_EXECUTABLE=$(abspath $(BIN)/python) >/dev/null
+	$(BIN)/cmake --build $(EMULATED) --parallel $$(nproc)
+	HEADRACE_TESTED_EXTENSION=$$(echo $(abspath $(EMULATED))/_native*.so) $(BIN)/python -m pytest \
+		-v --no-header tests/kernels/native \
+		--deselect tests/kernels/native/test_native_sanitized.py $(PYTEST_ARGS)
 
 format: $(VENV)/installed-dev ## Format the sources and apply safe lint fixes
 	$(BIN)/ruff check --fix .

@@ -1,7 +1,14 @@
-"""Native backends of every instruction set that this machine runs."""
+"""Native backends of every instruction set that this machine runs.
+
+``HEADRACE_TESTED_EXTENSION`` names another build of the extension to test: ``make test-avx512``
+makes one in which AVX-512 is emulated.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +17,13 @@ import torch
 from headrace.kernels import native
 from headrace.modeling.backends.native_cpu import NativeCpuBackend
 from headrace.modeling.operations import GGUFBlocks
+
+if _extension := os.environ.get("HEADRACE_TESTED_EXTENSION"):
+    _spec = importlib.util.spec_from_file_location("headrace.kernels._native", _extension)
+    assert _spec is not None
+    assert _spec.loader is not None
+    sys.modules[_spec.name] = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(sys.modules[_spec.name])
 
 _INSTRUCTION_SETS = native.instruction_sets() if native.available() else []
 
