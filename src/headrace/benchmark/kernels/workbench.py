@@ -10,6 +10,7 @@ import torch
 
 from headrace.benchmark.kernels.timing import ColdTimer
 from headrace.checkpoint.config import ModelConfig
+from headrace.checkpoint.sizes import kv_bytes_per_token, parameter_count
 from headrace.hardware.memory import available_bytes
 from headrace.kernels.case import KernelCase
 from headrace.link.errors import ConfigurationError
@@ -19,13 +20,38 @@ from headrace.modeling.backends.choose import BackendChoice
 from headrace.modeling.decoder import Decoder
 from headrace.modeling.loading.load import random_decoder
 from headrace.modeling.operations import LayerCache
-from headrace.modeling.runner import cache_bytes_per_block
 from headrace.modeling.step import StepInputs
 
 BLOCK_SIZE = 16
 _MOST_LAYERS = 32
 _FILLED_AT_ONCE = 256
 """Tokens whose keys and values are written to the pages in one run, at least."""
+
+
+def check_fits(choice: BackendChoice, config: ModelConfig, rows: int, length: int) -> None:
+    """Refuse what no ``Workbench`` could hold, before anything is measured or drawn.
+
+    Raises:
+        ConfigurationError: the pages do not fit the device beside the weights.
+    """
+    config, dtype = _of_most_layers(config), choice.backend.operations.activation_dtype
+    weights = parameter_count(config) * dtype.itemsize
+    name = str(dtype).removeprefix("torch.")
+    needed = rows * _pages(length) * BLOCK_SIZE * kv_bytes_per_token(config, name)
+    left = max(0, available_bytes(choice.device) - weights)
+    if needed > left:
+        raise ConfigurationError(
+            f"{rows} sequences of {length} tokens need {needed / 2**30:.2f} GiB of KV cache, "
+            f"{left / 2**30:.2f} GiB are left: ask for fewer or shorter ones"
+        )
+
+
+def _of_most_layers(config: ModelConfig) -> ModelConfig:
+    return msgspec.structs.replace(config, num_layers=min(config.num_layers, _MOST_LAYERS))
+
+
+def _pages(length: int) -> int:
+    return -(-length // BLOCK_SIZE)
 
 
 @dataclass(frozen=True)
@@ -47,23 +73,12 @@ class Workbench:
     def build(
         cls, choice: BackendChoice, config: ModelConfig, tokens: int, rows: int, length: int
     ) -> Workbench:
-        """Layers of random weights, buffers for ``tokens``, pages for ``rows`` × ``length``.
-
-        Raises:
-            ConfigurationError: the pages do not fit the device.
-        """
-        config = msgspec.structs.replace(config, num_layers=min(config.num_layers, _MOST_LAYERS))
+        """Layers of random weights, buffers for ``tokens``, pages for ``rows`` × ``length``."""
+        config = _of_most_layers(config)
         operations = choice.backend.operations
         decoder = random_decoder(config, 0, operations, length)
         logit_rows, tokens = tokens, max(tokens, _FILLED_AT_ONCE)
-        pages = -(-length // BLOCK_SIZE)
-        needed = rows * pages * cache_bytes_per_block(decoder, BLOCK_SIZE)
-        left = available_bytes(choice.device)
-        if needed > left:
-            raise ConfigurationError(
-                f"{rows} sequences of {length} tokens need {needed / 2**30:.2f} GiB of KV cache, "
-                f"{left / 2**30:.2f} GiB are left: ask for fewer or shorter ones"
-            )
+        pages = _pages(length)
 
         def ints(*shape: int) -> torch.Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=choice.device)

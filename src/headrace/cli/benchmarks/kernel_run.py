@@ -54,7 +54,7 @@ def run_kernels(
 
     from headrace.benchmark.kernels.ceilings import measure_ceilings
     from headrace.benchmark.kernels.measure import measure_kernels
-    from headrace.benchmark.kernels.workbench import BLOCK_SIZE, Workbench
+    from headrace.benchmark.kernels.workbench import BLOCK_SIZE, Workbench, check_fits
     from headrace.benchmark.measured_device import MeasuredDevice
     from headrace.benchmark.record import median_row, own_record, record_path
     from headrace.benchmark.summary import Summary
@@ -79,6 +79,8 @@ def run_kernels(
         raise ConfigurationError(
             f"a context of {longest} tokens exceeds the {config.max_position} positions of {model}"
         )
+    most_sequences = max(case.sequences for case in cases)
+    check_fits(choice, config, most_sequences, longest)
     measured_device = MeasuredDevice(choice.device)
     name = measured_device.name
     path = record_path(out, name, f"{what}-{model}")
@@ -95,7 +97,7 @@ def run_kernels(
         choice,
         config,
         tokens=max(case.tokens for case in cases),
-        rows=max(case.sequences for case in cases),
+        rows=most_sequences,
         length=longest,
     )
     with live_progress(console, len(cases)) as advance:
