@@ -193,6 +193,8 @@ def test_a_full_queue_is_told_when_to_come_back(start_server) -> None:
         assert int(refused.headers["retry-after"]) >= 1
         for holder in holders:
             holder.result(timeout=60)
+    # That they have left is known to the server only when it is told.
+    server.wait_metric("headrace_requests_in_flight", 0)
     server.generates()
 
 

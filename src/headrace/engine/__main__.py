@@ -63,6 +63,8 @@ def _serve(settings: EngineSettings, channel: EngineChannel) -> int:
     # A step leaves no cycles behind; seldom collections keep their pauses out of its tail.
     gc.set_threshold(*_COLLECTION_THRESHOLDS)
     gc.enable()
+    # First: whoever finds the server ready finds all its metrics.
+    channel.send(engine.stats())
     channel.send(ready)
     EngineService(engine, channel).run()
     return 0

@@ -87,4 +87,4 @@ class Activations:
     def num_bytes(self) -> int:
         """Bytes held by all buffers together."""
         buffers = [getattr(self, field.name) for field in fields(self)]
-        return sum({buffer.data_ptr(): buffer.nbytes for buffer in buffers}.values())
+        return sum({id(buffer): buffer.nbytes for buffer in buffers}.values())
