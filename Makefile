@@ -69,8 +69,8 @@ pytest-shared: $(VENV)/installed-dev
 # since the emulation takes a minute or two to compile.
 EMULATED := build/emulated-avx512
 test-avx512: $(VENV)/installed-dev ## Test AVX-512's native kernels with the instructions emulated
-	$(PIP_INSTALL) cmake nanobind
-	$(BIN)/cmake -S tests/kernels/native/emulated -B $(EMULATED) \
+	$(PIP_INSTALL) -c constraints-dev.txt cmake nanobind
+	$(BIN)/cmake -S . -B $(EMULATED) -DHEADRACE_EMULATED_AVX512=ON \
 		-DPython_EXECUTABLE=$(abspath $(BIN)/python) >/dev/null
 	$(BIN)/cmake --build $(EMULATED) --parallel $$(nproc)
 	HEADRACE_TESTED_EXTENSION=$$(echo $(abspath $(EMULATED))/_native*.so) $(BIN)/python -m pytest \

@@ -10,7 +10,7 @@ import torch
 
 from headrace.benchmark.kernels.timing import ColdTimer
 from headrace.checkpoint.config import ModelConfig
-from headrace.checkpoint.sizes import kv_bytes_per_token, parameter_count
+from headrace.checkpoint.sizes import kv_bytes_per_token, weight_bytes
 from headrace.hardware.memory import available_bytes
 from headrace.kernels.case import KernelCase
 from headrace.link.errors import ConfigurationError
@@ -34,11 +34,9 @@ def check_fits(choice: BackendChoice, config: ModelConfig, rows: int, length: in
     Raises:
         ConfigurationError: the pages do not fit the device beside the weights.
     """
-    config, dtype = _of_most_layers(config), choice.backend.operations.activation_dtype
-    weights = parameter_count(config) * dtype.itemsize
-    name = str(dtype).removeprefix("torch.")
-    needed = rows * _pages(length) * BLOCK_SIZE * kv_bytes_per_token(config, name)
-    left = max(0, available_bytes(choice.device) - weights)
+    config = _of_most_layers(config)
+    needed = rows * _pages(length) * BLOCK_SIZE * kv_bytes_per_token(config, choice.dtype_name)
+    left = max(0, available_bytes(choice.device) - weight_bytes(config, choice.dtype_name))
     if needed > left:
         raise ConfigurationError(
             f"{rows} sequences of {length} tokens need {needed / 2**30:.2f} GiB of KV cache, "

@@ -1,7 +1,5 @@
 #include "table.hpp"
 
-#include <stdexcept>
-
 namespace headrace {
 
 std::vector<const KernelTable*> supported_kernels() {
@@ -16,16 +14,6 @@ std::vector<const KernelTable*> supported_kernels() {
     if (avx512) tables.push_back(&avx512::kernels);
     if (avx2) tables.push_back(&avx2::kernels);
     return tables;
-}
-
-const KernelTable& find_kernels(const std::string& name) {
-    std::string names;
-    for (const KernelTable* table : supported_kernels()) {
-        if (name == table->name) return *table;
-        names += std::string(names.empty() ? "" : ", ") + table->name;
-    }
-    throw std::invalid_argument("this machine has no kernels \"" + name + "\", only: " +
-                                (names.empty() ? "none" : names));
 }
 
 }  // namespace headrace

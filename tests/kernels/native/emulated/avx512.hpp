@@ -316,6 +316,7 @@ inline double reduce_add_pd(__m512d v) {
 #define _mm512_scalef_ps emulated::scalef_ps
 #define _mm512_set1_epi32 emulated::set1_epi32
 #define _mm512_set1_ps emulated::set1_ps
+#undef _mm512_setr_epi32  // a macro of GCC's
 #define _mm512_setr_epi32 emulated::setr_epi32
 #define _mm512_setzero_pd emulated::setzero_pd
 #define _mm512_setzero_ps emulated::setzero_ps
